@@ -1,0 +1,72 @@
+# bcquant: `make demo` and `make test` work from a fresh clone; each makes the venv that it needs.
+#
+#   PYTHON       interpreter for the venv (3.11 or later)          default python3
+#   PIP_FLAGS    more flags for every pip call (an index, a proxy)
+#   PYTEST_ARGS  more flags for pytest, as in PYTEST_ARGS="-k packing"
+#   DEMO_ARGS    more flags for `bcquant demo`
+
+PYTHON ?= python3
+PIP_FLAGS ?=
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -qq -c constraints.txt $(PIP_FLAGS)
+INPUTS := pyproject.toml setup.py constraints.txt
+# A package that asks for any torch must not pull the newest one, in pip's own build folders too.
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+TORCH_READY := $(VENV)/.stamp-torch
+BASE_READY := $(VENV)/.stamp-base
+TEST_READY := $(VENV)/.stamp-test
+
+.PHONY: help demo test check format bench clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo    install, then quantize a real model and show it before and after"
+	@echo "make test    install with the test extras, then run the whole suite"
+	@echo "make check   ruff, formatting and mypy --strict, as CI runs them"
+	@echo "make format  let ruff format the tree"
+	@echo "make bench   quality table of the solver's steps"
+	@echo "make clean   remove the venv and the caches"
+
+# torch first and alone: what follows then finds it satisfied.
+$(TORCH_READY): constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) pip setuptools wheel
+	$(PIP) torch==2.13.0
+	@touch $@
+
+$(BASE_READY): $(TORCH_READY) $(INPUTS)
+	$(PIP) --no-build-isolation -e .
+	@touch $@
+
+# gptqmodel's build imports the installed torch, so it goes in before the extras and unisolated.
+$(TEST_READY): $(TORCH_READY) $(INPUTS)
+	$(PIP) --no-build-isolation gptqmodel==7.6.0
+	$(PIP) --no-build-isolation -e '.[test]'
+	@touch $@ $(BASE_READY)
+
+demo: $(BASE_READY)
+	$(BIN)/bcquant demo $(DEMO_ARGS)
+
+test: $(TEST_READY)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(TEST_READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(TEST_READY)
+	$(BIN)/ruff format .
+
+bench: $(BASE_READY)
+	@test -f benchmarks/bench_quality.py || { echo "benchmarks/bench_quality.py is not there"; exit 1; }
+	$(BIN)/python benchmarks/bench_quality.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

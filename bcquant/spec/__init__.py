@@ -1,0 +1,1 @@
+"""Pure data, standard library only: what a model, a format, a run and a result are."""

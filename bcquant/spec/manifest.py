@@ -1,0 +1,58 @@
+"""What a quantized checkpoint is made of: one row per quantized module, and the run's settings."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+MANIFEST_NAME = "bcquant_manifest.json"
+MANIFEST_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ManifestRow:
+    """One quantized module, sealed.
+
+    Attributes:
+        digest: SHA-256 over names, dtypes, shapes and bytes of the module's stored tensors.
+        losses: candidate -> relative held-out output error, see `pipeline.guard.ModuleResult`.
+        damp_percent: None where the module fell back to rounding to nearest.
+    """
+
+    module: str
+    bits: int
+    group_size: int
+    symmetric: bool
+    shape: tuple[int, int]
+    digest: str
+    candidate: str
+    losses: dict[str, float]
+    damp_percent: float | None
+    note: str
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> ManifestRow:
+        """Inverse of `dataclasses.asdict` after JSON."""
+        return ManifestRow(**{**values, "shape": tuple(values["shape"])})
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that determines the bytes of the output, and what was measured.
+
+    Attributes:
+        calibration: origin, digest and split of the calibration tokens.
+        whole_model: perplexity of the float and the quantized model and KL, on report tokens.
+    """
+
+    bcquant: str
+    recipe: dict[str, Any]
+    source: dict[str, Any]
+    calibration: dict[str, Any]
+    versions: dict[str, str]
+    modules: tuple[ManifestRow, ...]
+    whole_model: dict[str, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; the same run gives the same dict."""
+        return {"manifest_version": MANIFEST_VERSION, **asdict(self)}

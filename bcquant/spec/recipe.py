@@ -1,0 +1,105 @@
+"""Every setting of a quantization run, in one value that is written into the output."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from bcquant.errors import ConfigError
+from bcquant.spec.quant_format import QuantFormat
+
+OUTPUT_FORMATS = ("gptq", "gptq_v2", "compressed-tensors")
+
+
+@dataclass(frozen=True)
+class SolveOptions:
+    """How a solver looks for codes and scales; says nothing about what the bytes mean.
+
+    Attributes:
+        scale_search: choose scales (and zeros) by weighted error instead of the range's extremes.
+        act_order: visit columns by descending Hessian diagonal, scales fixed beforehand for the
+            contiguous groups (static groups; the order never reaches the file). Without it a
+            group's scales are fitted when its turn comes, on the error-fed weights.
+        damp_percent: share of the mean Hessian diagonal added to the diagonal, 0 < d < 1.
+        num_ratios: scale candidates per sign tried by the search.
+    """
+
+    scale_search: bool = True
+    act_order: bool = True
+    damp_percent: float = 0.01
+    num_ratios: int = 12
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.damp_percent < 1.0:
+            raise ConfigError(
+                f"damp_percent is {self.damp_percent}; a value between 0 and 1 is needed"
+            )
+        if not 2 <= self.num_ratios <= 1000:
+            raise ConfigError(f"num_ratios is {self.num_ratios}; 2 to 1000 is needed")
+
+
+@dataclass(frozen=True)
+class CalibOptions:
+    """Which text calibrates, and how much of it.
+
+    Attributes:
+        text: "builtin", "self", or the path of a file or folder.
+        num_tokens: tokens in all, split into train, select (held out, chooses among candidates)
+            and report (held out from both, gives the whole-model figures).
+        seq_len: tokens per sequence.
+    """
+
+    text: str = "builtin"
+    num_tokens: int = 16384
+    seq_len: int = 512
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_tokens < 1:
+            raise ConfigError(f"--calib-tokens is {self.num_tokens}; at least 1 is needed")
+        if self.seq_len < 1:
+            raise ConfigError(f"--seq-len is {self.seq_len}; at least 1 is needed")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"--seed is {self.seed}; 0 to 2^63-1 is needed")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole run: format, solver settings, calibration, output form.
+
+    Attributes:
+        retarget_strengths: strengths a tried besides 0 in W* = W + a W (dX^T X^) H^-1; () = off.
+            With the guard, the best strength between those tried follows.
+        retarget_damp_percent: damping of that solve.
+        guard: keep, per module, the best candidate on held-out tokens; False keeps the last one
+            (the ablation benchmark's switch).
+    """
+
+    format: QuantFormat = field(default_factory=QuantFormat)
+    solver: str = "gptq"
+    solve: SolveOptions = field(default_factory=SolveOptions)
+    calib: CalibOptions = field(default_factory=CalibOptions)
+    retarget_strengths: tuple[float, ...] = (0.5, 1.0)
+    retarget_damp_percent: float = 0.05
+    guard: bool = True
+    output: str = "gptq"
+    lm_head: bool = False
+    keep_arch: bool = False
+    max_shard_bytes: int = 2 * 1024**3
+
+    def __post_init__(self) -> None:
+        if self.output not in OUTPUT_FORMATS:
+            raise ConfigError(
+                f"--format is {self.output!r}; one of {', '.join(OUTPUT_FORMATS)} is needed"
+            )
+        if not 0.0 < self.retarget_damp_percent < 1.0:
+            raise ConfigError(
+                f"retarget_damp_percent is {self.retarget_damp_percent}; between 0 and 1 is needed"
+            )
+        for strength in self.retarget_strengths:
+            if not 0.0 < strength <= 1.0:
+                raise ConfigError(f"retarget strength {strength}; 0 < a <= 1 is needed")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; equal recipes give equal dicts."""
+        return asdict(self)
