@@ -1,0 +1,1 @@
+"""The executable specification of quantized weights: grids, packing, file layouts (numpy only)."""
