@@ -1,0 +1,1 @@
+"""Running a model: tokenizer, key/value cache, sampler, engine."""
