@@ -1,0 +1,1 @@
+"""The order of a quantization run, its resume journal and its report."""

@@ -1,0 +1,169 @@
+"""A quantization run from start to end; the only place that knows the order.
+
+source -> calibration tokens -> [layer by layer: observe, solve, seal] -> whole-model figures
+       -> checkpoint folder
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bcquant import __version__
+from bcquant.calib.dataset import CalibrationTokens, I64Array, calibration_tokens
+from bcquant.calib.layer_stream import QUANT, LayerStream
+from bcquant.calib.measure import Head, PairMeter
+from bcquant.errors import ExportError
+from bcquant.models.architecture import EMBEDDING, FINAL_NORM, HEAD
+from bcquant.models.precision import fast_float32
+from bcquant.models.source import ModelSource, open_model
+from bcquant.pipeline.identity import identity
+from bcquant.pipeline.output import Layout, choose_layout, quantized_modules, write_output
+from bcquant.pipeline.report import REPORT_NAME, report
+from bcquant.pipeline.resume import Journal
+from bcquant.pipeline.sealer import Progress, Sealer
+from bcquant.runtime.self_sample import sample_sequences
+from bcquant.runtime.tokenizer import open_tokenizer
+from bcquant.runtime.tokenizer_export import export_tokenizer
+from bcquant.spec.manifest import MANIFEST_NAME, Manifest
+from bcquant.spec.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left behind: the folder, its manifest, and the report as plain values."""
+
+    folder: Path
+    manifest: Manifest
+    report: dict[str, Any]
+
+
+def quantize_model(
+    source_path: str | Path,
+    out: Path,
+    recipe: Recipe,
+    restart: bool = False,
+    progress: Progress = lambda what, done, total: None,
+) -> RunResult:
+    """Quantize a checkpoint into `out`; a run that was cut off goes on where it stopped.
+
+    Args:
+        out: folder to create; `<out>.work` beside it holds what a later run needs until then.
+        progress: called after every stage.
+    Raises:
+        BcquantError: anything about the input, the settings or the disk; nothing half-written
+            appears under `out`.
+    """
+    if out.exists():
+        raise ExportError(f"{out}: exists; remove it or choose another output with -o")
+    with open_model(source_path) as source, fast_float32(), torch.inference_mode():
+        layout = choose_layout(source, recipe)
+        tokens = _tokens(source, recipe)
+        fingerprint = _fingerprint(source, recipe, tokens)
+        work = out.with_name(out.name + ".work")
+        with Journal(work, fingerprint, restart) as journal:
+            sealer = Sealer(journal, recipe, quantized_modules(source, recipe), progress)
+            if journal.whole_model is None:
+                _run_layers(source, tokens, layout, sealer)
+            manifest = _manifest(journal, fingerprint, sealer.modules)
+            summary = report(manifest, journal.seconds)
+            progress("writing", len(sealer.modules), len(sealer.modules))
+            documents = {MANIFEST_NAME: manifest.as_dict(), REPORT_NAME: summary}
+            write_output(
+                out, source, recipe, layout, sealer.tensor, documents,
+                lambda folder: export_tokenizer(source.path, folder),
+            )  # fmt: skip
+        shutil.rmtree(work, ignore_errors=True)
+    return RunResult(out, manifest, summary)
+
+
+def _run_layers(
+    source: ModelSource, tokens: CalibrationTokens, layout: Layout, sealer: Sealer
+) -> None:
+    journal, recipe = sealer.journal, sealer.recipe
+    stream = LayerStream(
+        source, tokens, journal.scratch, layout.torch_dtype, recipe.format.activation,
+        journal.layers_done,
+    )  # fmt: skip
+    while stream.layer < source.config.num_layers:
+        stream.run_layer(sealer)
+        journal.layer_done(stream.layer)
+        stream.forget_previous()
+    journal.measured(_measure(source, tokens, stream, sealer))
+    stream.close()
+
+
+def _measure(
+    source: ModelSource, tokens: CalibrationTokens, stream: LayerStream, sealer: Sealer
+) -> dict[str, float]:
+    """Figures of the whole model on the report tokens; quantizes lm_head first if asked to."""
+    name = HEAD if source.has(HEAD) else EMBEDDING
+    eps = source.config.rms_norm_eps
+    weight = stream.source_tensor(name)
+    heads = [
+        Head(stream.source_tensor(FINAL_NORM), weight, eps),
+        Head(stream.stored(FINAL_NORM), weight, eps),
+    ]
+    if sealer.recipe.lm_head:
+        heads[QUANT].head_VC = stream.solve_head(weight, heads, sealer)
+    elif source.stored_dtype(name) not in ("F16", "BF16"):
+        heads[QUANT].head_VC = stream.stored(name)
+    meter = PairMeter()
+    first = tokens.num_train + tokens.num_select
+    for s in range(first, first + tokens.num_report):
+        stream.measure_sequence(s, heads, meter)
+    return meter.figures() if meter.tokens else {}
+
+
+def _tokens(source: ModelSource, recipe: Recipe) -> CalibrationTokens:
+    tokenizer = open_tokenizer(source.path)
+
+    def sample(num: int, seq_len: int, seed: int) -> I64Array:
+        return sample_sequences(source, num, seq_len, seed, tokenizer.bos_id)
+
+    return calibration_tokens(
+        recipe.calib,
+        lambda text: tokenizer.encode(text, add_special=False, parse_special=False),
+        sample,
+    )
+
+
+def _fingerprint(source: ModelSource, recipe: Recipe, tokens: CalibrationTokens) -> dict[str, Any]:
+    """Everything that the output's bytes depend on."""
+    return {
+        "recipe": recipe.as_dict(),
+        "source": identity(source),
+        "calibration": {
+            "origin": tokens.origin,
+            "digest": tokens.digest,
+            "seq_len": tokens.ids_ST.shape[1],
+            "train": tokens.num_train,
+            "select": tokens.num_select,
+            "report": tokens.num_report,
+        },
+        "versions": {
+            "bcquant": __version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "machine": platform.machine(),
+            "threads": str(torch.get_num_threads()),
+        },
+    }
+
+
+def _manifest(journal: Journal, fingerprint: dict[str, Any], modules: list[str]) -> Manifest:
+    return Manifest(
+        __version__,
+        fingerprint["recipe"],
+        fingerprint["source"],
+        fingerprint["calibration"],
+        fingerprint["versions"],
+        tuple(journal.rows[m] for m in modules),
+        journal.whole_model or {},
+    )
