@@ -1,0 +1,81 @@
+"""What `gptq` and `int8` share: calibration and output flags, and the run itself."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bcquant.spec.recipe import CalibOptions, Recipe
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Model, output, calibration and run flags."""
+    parser.add_argument(
+        "model", help="checkpoint folder, .safetensors, .bin or GGUF file, or hub id"
+    )
+    parser.add_argument(
+        "-o", "--out", metavar="OUT", help="folder to create (MODEL-METHOD beside the input)"
+    )
+    parser.add_argument(
+        "--calib", default="builtin", metavar="TEXT",
+        help="text file or folder, self (the model's own text), builtin (pydoc_data.topics)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--calib-tokens", type=int, default=16384, metavar="N",
+        help="calibration tokens; an eighth is held out to choose among candidates (16384)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seq-len", type=int, default=512, metavar="N", help="tokens a sequence (512)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="chooses the calibration text (0)"
+    )
+    parser.add_argument("--lm-head", action="store_true", help="quantize lm_head too")
+    parser.add_argument(
+        "--keep-arch", action="store_true", help="keep Baichuan's names instead of LLaMA's"
+    )
+    parser.add_argument(
+        "--restart", action="store_true", help="begin again, dropping an interrupted run"
+    )
+    parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
+
+
+def calib_options(args: argparse.Namespace) -> CalibOptions:
+    """The calibration settings of parsed flags."""
+    from bcquant.spec.recipe import CalibOptions
+
+    return CalibOptions(args.calib, args.calib_tokens, args.seq_len, args.seed)
+
+
+def default_output(model: str, suffix: str) -> Path:
+    """Where the result goes without -o: beside a local model, else in the current folder."""
+    path = Path(model)
+    stem = path.name.removesuffix(".gguf").removesuffix(".safetensors").removesuffix(".bin")
+    folder = path.parent if path.exists() else Path()
+    return folder / f"{stem.split('@')[0]}-{suffix}"
+
+
+def run_recipe(args: argparse.Namespace, recipe: Recipe, suffix: str) -> int:
+    """Quantize, then print the report."""
+    from bcquant.cli.progress import progress_bar
+    from bcquant.pipeline.quantize import quantize_model
+
+    out = Path(args.out) if args.out else default_output(args.model, suffix)
+    with progress_bar("modules", quiet=args.json) as bar:
+        result = quantize_model(args.model, out, recipe, args.restart, bar)
+    if args.json:
+        print(json.dumps({"out": str(out), **result.report}))
+        return 0
+    from rich.console import Console
+
+    from bcquant.pipeline.report import tables
+
+    console = Console()
+    for table in tables(result.manifest):
+        console.print(table)
+    console.print(f"seed {recipe.calib.seed}, calibration {result.manifest.calibration['origin']}")
+    console.print(f"written: {out}", soft_wrap=True)
+    return 0

@@ -1,0 +1,129 @@
+"""Strided perplexity of any checkpoint that bcquant reads, one block in memory at a time."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bcquant.calib.dataset import I64Array, builtin_text, read_text
+from bcquant.calib.forward import final_hidden
+from bcquant.calib.measure import Head, nll_sum, perplexity
+from bcquant.errors import ConfigError
+from bcquant.models.architecture import EMBEDDING, FINAL_NORM, HEAD
+from bcquant.models.precision import fast_float32
+from bcquant.models.source import ModelSource
+from bcquant.runtime.tokenizer import open_tokenizer
+
+
+@dataclass(frozen=True)
+class PerplexityResult:
+    """Perplexity and how it was taken.
+
+    Attributes:
+        perplexity: exp of the mean negative log-likelihood per scored token.
+        nll: that mean, in nats.
+        num_tokens: tokens scored.
+        tokens_per_s: scored tokens over the seconds of the whole measurement, reading included.
+    """
+
+    perplexity: float
+    nll: float
+    num_tokens: int
+    seq_len: int
+    stride: int
+    seconds: float
+    tokens_per_s: float
+
+
+def evaluation_text(text: str) -> str:
+    """The text behind `--text`: "builtin" (the evaluation part) or a file or folder."""
+    return builtin_text("evaluation") if text == "builtin" else read_text(Path(text))
+
+
+def measure_perplexity(
+    source: ModelSource,
+    text: str,
+    seq_len: int = 1024,
+    stride: int | None = None,
+    max_tokens: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> PerplexityResult:
+    """Perplexity of a text in windows of `seq_len` tokens that start every `stride` tokens.
+
+    A token is scored once, in the first window that holds it, with at least seq_len - stride
+    tokens before it once the text allows that. The first token of a window that overlaps no
+    other has nothing before it and is not scored. No special tokens are added.
+
+    Args:
+        stride: 1 to seq_len; None = seq_len (windows do not overlap).
+        max_tokens: use only this many tokens from the start of the text.
+    Raises:
+        ConfigError: fewer than two tokens of text, or a stride or length out of range.
+    """
+    stride = seq_len if stride is None else stride
+    if seq_len < 2:
+        raise ConfigError(f"--seq-len is {seq_len}; at least 2 is needed")
+    if not 1 <= stride <= seq_len:
+        raise ConfigError(f"--stride is {stride}; 1 to --seq-len ({seq_len}) is needed")
+    start_s = time.monotonic()
+    tokenizer = open_tokenizer(source.path)
+    ids = np.asarray(tokenizer.encode(text, add_special=False, parse_special=False), np.int64)
+    ids = ids[:max_tokens]
+    if len(ids) < 2:
+        raise ConfigError(f"the text has {len(ids)} tokens; perplexity needs at least 2")
+    nll, scored = 0.0, 0
+    head = load_head(source)
+    for windows, firsts in _batches(ids, seq_len, stride):
+        with (
+            tempfile.TemporaryDirectory(prefix="bcquant-") as folder,
+            fast_float32(),
+            torch.inference_mode(),
+        ):
+            hidden = final_hidden(source, windows, Path(folder), progress)
+            for i, first in enumerate(firsts):
+                targets = torch.from_numpy(windows[i, first:])
+                nll += nll_sum(head, hidden.read(i, i + 1)[0, first - 1 : -1], targets)
+                scored += len(targets)
+            hidden.close()
+    seconds = time.monotonic() - start_s
+    return PerplexityResult(
+        perplexity(nll, scored), nll / scored, scored, seq_len, stride, seconds, scored / seconds
+    )
+
+
+def load_head(source: ModelSource) -> Head:
+    """Final norm and lm_head in float32."""
+    name = HEAD if source.has(HEAD) else EMBEDDING
+    return Head(
+        torch.from_numpy(source.weight(FINAL_NORM)),
+        torch.from_numpy(source.weight(name)),
+        source.config.rms_norm_eps,
+    )
+
+
+def _batches(ids: I64Array, seq_len: int, stride: int) -> list[tuple[I64Array, list[int]]]:
+    """Windows of equal length in arrays (S, T), with the first scored position of each.
+
+    The last window may be shorter, and is then an array of its own.
+    """
+    full: list[I64Array] = []
+    firsts: list[int] = []
+    tail: list[tuple[I64Array, list[int]]] = []
+    begin, scored_to = 0, 1
+    while scored_to < len(ids):
+        end = min(begin + seq_len, len(ids))
+        window, first = ids[begin:end], max(1, scored_to - begin)
+        if len(window) == seq_len:
+            full.append(window)
+            firsts.append(first)
+        elif len(window) > first:
+            tail.append((window[None, :], [first]))
+        scored_to = end
+        begin += stride
+    return ([(np.stack(full), firsts)] if full else []) + tail
