@@ -13,7 +13,8 @@ DEMO_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq -c constraints.txt $(PIP_FLAGS)
-INPUTS := pyproject.toml setup.py constraints.txt
+SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/include/bcq/*.h)
+INPUTS := pyproject.toml setup.py constraints.txt $(SOURCES)
 # A package that asks for any torch must not pull the newest one, in pip's own build folders too.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -28,8 +29,8 @@ TEST_READY := $(VENV)/.stamp-test
 help:
 	@echo "make demo    install, then quantize a real model and show it before and after"
 	@echo "make test    install with the test extras, then run the whole suite"
-	@echo "make check   ruff, formatting and mypy --strict, as CI runs them"
-	@echo "make format  let ruff format the tree"
+	@echo "make check   ruff, mypy --strict and clang-format, as CI runs them"
+	@echo "make format  let ruff and clang-format format the tree"
 	@echo "make bench   quality table of the solver's steps"
 	@echo "make clean   remove the venv and the caches"
 
@@ -60,9 +61,11 @@ check: $(TEST_READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
 
 format: $(TEST_READY)
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(SOURCES)
 
 bench: $(BASE_READY)
 	@test -f benchmarks/bench_quality.py || { echo "benchmarks/bench_quality.py is not there"; exit 1; }

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 
 import torch
 
+from bcquant.kernels import solver_native as native
 from bcquant.spec.quant_format import QuantFormat
 
-# Elements per pass of the search: four such float32 buffers stay in a 1 MB L2 cache.
-CHUNK_ELEMENTS = 1 << 16
 SMALLEST_SCALE = 2.0**-24  # the smallest positive float16
 
 
@@ -20,7 +19,8 @@ def range_grid(weight_NK: torch.Tensor, fmt: QuantFormat) -> tuple[torch.Tensor,
         weight_NK: float32, shape (N, K).
     Returns:
         scales (float16 values in float32) and zeros, each (N, G). Asymmetric zeros are >= 1, so
-        that GPTQ v1, which stores zero-1, can hold them.
+        that GPTQ v1, which stores zero-1, can hold them; a group without negative values gets a
+        negative scale and zero max_code instead of zero 0.
     """
     scales, zeros = [], []
     for _, group_NGg in _full_and_tail(weight_NK, fmt):
@@ -31,7 +31,8 @@ def range_grid(weight_NK: torch.Tensor, fmt: QuantFormat) -> tuple[torch.Tensor,
             zero = torch.full_like(scale, fmt.symmetric_zero)
         else:
             scale = _float16((high - low) / fmt.max_code)
-            zero = (-low / scale).round_().clamp_(1, fmt.max_code)
+            zero = torch.where(high > low, (-low / scale).round_(), 1.0)
+            scale, zero = _storable(scale, zero, fmt)
         scales.append(scale)
         zeros.append(zero)
     return torch.cat(scales, 1), torch.cat(zeros, 1)
@@ -52,28 +53,18 @@ def search_grid(
         weights_K: float32 > 0, shape (K,).
     Returns:
         as `range_grid`; never a larger weighted error than it (the range is a candidate).
-    Source: QUANT.md section 3 (B).
+    Source: QUANT.md section 3 (B); the loop is csrc/solver/grid_search.cpp.
     """
-    start_scales, start_zeros = range_grid(weight_NK, fmt)
-    rows_per_chunk = max(1, CHUNK_ELEMENTS // weight_NK.shape[1])
-    scales = torch.empty_like(start_scales)
-    zeros = torch.empty_like(start_zeros)
-    for n in range(0, weight_NK.shape[0], rows_per_chunk):
-        rows = slice(n, n + rows_per_chunk)
-        for columns, group_NGg in _full_and_tail(weight_NK[rows], fmt):
-            width = group_NGg.shape[-1]
-            groups = slice(columns.start // fmt.group_width(weight_NK.shape[1]), None)
-            groups = slice(groups.start, groups.start + group_NGg.shape[1])
-            weights_Gg = weights_K[columns].reshape(-1, width)
-            scales[rows, groups], zeros[rows, groups] = _search_chunk(
-                group_NGg,
-                weights_Gg,
-                start_scales[rows, groups],
-                start_zeros[rows, groups],
-                fmt,
-                num_ratios,
-            )
-    return scales, zeros
+    scales, zeros = native.search_grid(
+        weight_NK.contiguous().numpy(),
+        weights_K.contiguous().numpy(),
+        fmt.group_width(weight_NK.shape[1]),
+        fmt.max_code,
+        fmt.symmetric,
+        num_ratios,
+        torch.get_num_threads(),
+    )
+    return torch.from_numpy(scales), torch.from_numpy(zeros)
 
 
 def _full_and_tail(
@@ -96,65 +87,11 @@ def _float16(scale: torch.Tensor) -> torch.Tensor:
     return torch.where(scale == 0, 1.0, rounded)
 
 
-def _search_chunk(
-    x: torch.Tensor,
-    weights_Gg: torch.Tensor,
-    scale: torch.Tensor,
-    zero: torch.Tensor,
-    fmt: QuantFormat,
-    num_ratios: int,
+def _storable(
+    scale: torch.Tensor, zero: torch.Tensor, fmt: QuantFormat
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Best (scale, zero), each (n, G), for groups x (n, G, g)."""
-    weighted_x = x * weights_Gg
-    best = _Best(x, weighted_x, weights_Gg, fmt)
-    best.offer(scale, zero, refit=False)
-    ratios = torch.linspace(0.5, 1.1, num_ratios).tolist()
-    if fmt.symmetric:
-        # |extreme| / 2^(b-1): the lopsided side of the grid lands on the extreme.
-        full = x.abs().amax(-1) / fmt.symmetric_zero
-        for ratio in ratios:
-            best.offer(full * ratio, zero, refit=True)
-            best.offer(full * -ratio, zero, refit=True)
-    else:
-        low = x.amin(-1).clamp_max(0.0)
-        span = (x.amax(-1).clamp_min(0.0) - low) / fmt.max_code
-        for ratio in ratios:
-            middle = (-low / span.clamp_min(SMALLEST_SCALE)).add_(
-                (1 - ratio) * -fmt.max_code / 2 / ratio
-            )
-            for step in (-1.0, 0.0, 1.0):
-                best.offer(span * ratio, (middle + step).round_(), refit=True)
-    best.offer(best.scale, best.zero, refit=True)
-    return best.scale, best.zero
-
-
-class _Best:
-    """The best grid so far for each group; owns the buffers of the search."""
-
-    def __init__(
-        self, x: torch.Tensor, weighted_x: torch.Tensor, weights_Gg: torch.Tensor, fmt: QuantFormat
-    ) -> None:
-        self.x, self.weighted_x, self.weights = x, weighted_x, weights_Gg
-        self.fmt = fmt
-        self.buffer = torch.empty_like(x)
-        self.scale = torch.empty(x.shape[:-1])
-        self.zero = torch.empty(x.shape[:-1])
-        self.gain = torch.full(x.shape[:-1], -torch.inf)
-
-    def offer(self, scale: torch.Tensor, zero: torch.Tensor, refit: bool) -> None:
-        """Try a grid. The error is sum w x^2 - gain with gain = 2 s a - s^2 b, where
-        a = sum w x u, b = sum w u^2 and u = q - z; the best scale for the codes is a / b."""
-        zero = zero.clamp(1, self.fmt.max_code)
-        scale = _float16(scale)
-        u = torch.div(self.x, scale.unsqueeze(-1), out=self.buffer).round_()
-        low, high = -zero.unsqueeze(-1), self.fmt.max_code - zero.unsqueeze(-1)
-        u = torch.clamp(u, low, high, out=u)
-        a = torch.einsum("ngk,ngk->ng", self.weighted_x, u)
-        b = torch.einsum("ngk,gk->ng", u.square_(), self.weights)
-        if refit:
-            scale = _float16(torch.where(b > 0, a / b, scale))
-        gain = 2 * scale * a - scale.square() * b
-        better = gain > self.gain
-        self.gain = torch.where(better, gain, self.gain)
-        self.scale = torch.where(better, scale, self.scale)
-        self.zero = torch.where(better, zero, self.zero)
+    """The grid with a zero of 1 .. max_code. Zero 0 (a group without negative values) is counted
+    from the other end: s (q - 0) = -s ((max_code - q) - max_code)."""
+    flip = zero < 1
+    top = float(fmt.max_code)
+    return torch.where(flip, -scale, scale), torch.where(flip, top, zero.clamp_max(top))

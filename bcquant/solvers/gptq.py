@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from bcquant.kernels import solver_native as native
 from bcquant.solvers import GridWeight
 from bcquant.solvers._curvature import Curvature
 from bcquant.solvers._search import range_grid, search_grid
@@ -11,7 +12,6 @@ from bcquant.spec.quant_format import QuantFormat
 from bcquant.spec.recipe import SolveOptions
 
 BLOCK = 128  # columns whose errors reach the rest of the matrix in one product
-SUB_BLOCK = 32  # columns whose errors reach the rest of the block in one product
 TILE_ELEMENTS = 1 << 24  # weights solved at once: bounds the working copy to 64 MB
 
 
@@ -62,7 +62,7 @@ class _Tile:
         self.num_columns = weight_NK.shape[1]
         self.width = fmt.group_width(self.num_columns)
         weight_NK = torch.where(curvature.dead_K, 0.0, weight_NK)
-        self.group_of = (curvature.order_K // self.width).tolist()
+        self.group_of_K = (curvature.order_K // self.width).to(torch.int32).numpy()
         self.weights_K = curvature.inverse_weights_K()
         if options.act_order:
             scales, zeros = self._fit(weight_NK, self.weights_K)
@@ -108,23 +108,18 @@ class _Tile:
     def _solve_block(self, start: int, stop: int) -> torch.Tensor:
         """Round columns start..stop; returns their errors (stop - start, R), scaled by 1 / U_jj."""
         errors = torch.empty(stop - start, self.work_KR.shape[1])
-        for low in range(start, stop, SUB_BLOCK):
-            high = min(low + SUB_BLOCK, stop)
-            for j in range(low, high):
-                error = errors[j - start]
-                self._round_column(j, out=error)
-                self.work_KR[j + 1 : high].addr_(self.upper[j, j + 1 : high], error, alpha=-1)
-            self.work_KR[high:stop].addmm_(
-                self.upper[low:high, high:stop].T, errors[low - start : high - start], alpha=-1
-            )
+        native.round_block(
+            self.work_KR[start:stop].numpy(),
+            errors.numpy(),
+            self.codes_KR[start:stop].numpy(),
+            self.upper[start:stop, start:stop].contiguous().numpy(),
+            self.group_of_K[start:stop],
+            self.scales_GR.numpy(),
+            self.zeros_GR.numpy(),
+            self.fmt.max_code,
+            torch.get_num_threads(),
+        )
         return errors
-
-    def _round_column(self, j: int, out: torch.Tensor) -> None:
-        column = self.work_KR[j]
-        scale, zero = self.scales_GR[self.group_of[j]], self.zeros_GR[self.group_of[j]]
-        code = (column / scale).round_().add_(zero).clamp_(0, self.fmt.max_code)
-        self.codes_KR[j] = code
-        torch.sub(column, code.sub_(zero).mul_(scale), out=out).div_(self.upper[j, j])
 
 
 SOLVER = Gptq()

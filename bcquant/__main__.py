@@ -1,0 +1,5 @@
+"""`python -m bcquant` is the console script."""
+
+from bcquant.cli import entry
+
+entry()

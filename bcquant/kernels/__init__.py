@@ -1,0 +1,1 @@
+"""Compiled kernels: thin bindings that check shapes and release the GIL."""
