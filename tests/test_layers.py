@@ -30,7 +30,7 @@ LAYERS: dict[str, tuple[int, str]] = {
     "bcquant.io.torch_bin": (2, "lazy"),
     "bcquant.solvers": (3, "yes"),
     "bcquant.models": (3, "no"),
-    "bcquant.kernels": (3, "no"),
+    "bcquant.kernels": (2, "no"),
     "bcquant.kernels.packed_linear": (4, "yes"),
     "bcquant.models.decoder": (4, "yes"),
     "bcquant.models.attention": (4, "yes"),
@@ -45,6 +45,7 @@ LAYERS: dict[str, tuple[int, str]] = {
     "bcquant.train": (6, "yes"),
     "bcquant.eval": (6, "yes"),
     "bcquant.cli": (7, "lazy"),
+    "bcquant.__main__": (8, "lazy"),
 }
 # Distributions that import torch when they are imported.
 TORCH_BEARERS = (
@@ -56,8 +57,8 @@ TORCH_BEARERS = (
     "optimum",
     "gptqmodel",
 )
-# Nothing in the package imports these (the last two are modules of tests/).
-OUTSIDE = ("tests", "benchmarks", "conftest", "factory")
+# Nothing in the package imports these (from the third on they are modules of tests/).
+OUTSIDE = ("tests", "benchmarks", "conftest", "factory", "run_outputs", "tiny_checkpoint")
 # Calls that import the module their first argument names.
 IMPORTING_CALLS = ("import_module", "__import__", "load", "names")
 

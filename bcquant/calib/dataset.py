@@ -46,7 +46,9 @@ def builtin_text(part: str) -> str:
     """English reference text that ships with Python: `pydoc_data.topics`.
 
     Args:
-        part: "calibration" or "evaluation"; no topic is in both.
+        part: "calibration" or "evaluation". No topic is in both, and neither is a paragraph: many
+            topics quote others (42 % of the evaluation part's text is in calibration topics), so
+            calibration leaves out the paragraphs that evaluation holds.
     """
     from pydoc_data.topics import topics
 
@@ -54,13 +56,14 @@ def builtin_text(part: str) -> str:
         raise ConfigError(
             f"builtin text has no part {part!r}; 'calibration' or 'evaluation' is needed"
         )
-    want = part == "evaluation"
-    chosen = [
-        topics[name]
-        for i, name in enumerate(sorted(topics))
-        if (i % EVALUATION_EVERY == EVALUATION_EVERY - 1) == want
-    ]
-    return "\n".join(chosen)
+    names = sorted(topics)
+    evaluation = names[EVALUATION_EVERY - 1 :: EVALUATION_EVERY]
+    held_out = "\n".join(topics[name] for name in evaluation)
+    if part == "evaluation":
+        return held_out
+    held = {" ".join(paragraph.split()) for paragraph in held_out.split("\n\n")}
+    rest = "\n".join(topics[name] for name in names if name not in set(evaluation))
+    return "\n\n".join(p for p in rest.split("\n\n") if " ".join(p.split()) not in held)
 
 
 def read_text(path: Path) -> str:

@@ -23,6 +23,7 @@ from bcquant.calib.dataset import CalibrationTokens
 from bcquant.calib.hessian import Moments
 from bcquant.calib.measure import HEAD_TOKENS, Head, PairMeter
 from bcquant.calib.scratch import ScratchArray
+from bcquant.errors import CheckpointError
 from bcquant.models import decoder
 from bcquant.models.architecture import STAGES
 from bcquant.models.attention import attend, make_context
@@ -97,15 +98,32 @@ class LayerStream:
         self.context = make_context(
             source.config, torch.arange(seq_len).unsqueeze(0), seq_len, None
         )
-        self.hidden = self._arrays(f"hidden{next_layer}", source.config.hidden_size)
-        if next_layer == 0:
-            self._embed()
-
-    def _arrays(self, name: str, width: int) -> tuple[ScratchArray, ScratchArray]:
-        return (
-            ScratchArray(self.folder / f"{name}.float.f32", (*self.shape, width)),
-            ScratchArray(self.folder / f"{name}.quant.f32", (*self.shape, width)),
+        self._made: list[ScratchArray] = []
+        self.hidden = self._arrays(
+            f"hidden{next_layer}", source.config.hidden_size, keep=next_layer > 0
         )
+        self._is_head_quantized = False
+        # A kill between the record of a layer and `forget_previous` leaves the layer's inputs.
+        for path in folder.glob("hidden*.f32"):
+            if not path.name.startswith(f"hidden{next_layer}."):
+                path.unlink()
+        if next_layer == 0:
+            try:
+                self._embed()
+            except BaseException:
+                self.close()
+                raise
+
+    def _arrays(
+        self, name: str, width: int, keep: bool = False
+    ) -> tuple[ScratchArray, ScratchArray]:
+        shape = (*self.shape, width)
+        pair = (
+            ScratchArray(self.folder / f"{name}.float.f32", shape, keep),
+            ScratchArray(self.folder / f"{name}.quant.f32", shape, keep),
+        )
+        self._made += pair
+        return pair
 
     def chunks(self, first: int = 0, last: int | None = None) -> Iterator[slice]:
         """Runs of sequences of about CHUNK_TOKENS tokens, in order."""
@@ -197,6 +215,7 @@ class LayerStream:
         self, weight_VC: torch.Tensor, heads: list[Head], solver: StageSolver
     ) -> torch.Tensor:
         """Quantize lm_head on the final norm's output; the dequantized weight (V, C)."""
+        self._is_head_quantized = True
         done = solver.recall(["lm_head"])
         if done is None:
 
@@ -212,7 +231,9 @@ class LayerStream:
         hidden = [self.hidden[s].read(index, index + 1)[0, :-1] for s in (FLOAT, QUANT)]
         for start in range(0, len(targets), HEAD_TOKENS):
             part = slice(start, start + HEAD_TOKENS)
-            seen = [self._seen(s, heads[s].normed(hidden[s][part])) for s in (FLOAT, QUANT)]
+            seen = [heads[s].normed(hidden[s][part]) for s in (FLOAT, QUANT)]
+            if self._is_head_quantized:  # a float head's input is not rounded to int8 either
+                seen[QUANT] = self._seen(QUANT, seen[QUANT])
             meter.add(
                 (heads[FLOAT].log_probs(seen[FLOAT]), heads[QUANT].log_probs(seen[QUANT])),
                 targets[part],
@@ -224,7 +245,7 @@ class LayerStream:
 
     def close(self) -> None:
         """Close the files; they stay for a later run."""
-        for array in self.hidden:
+        for array in self._made:
             array.close()
 
     def source_tensor(self, name: str) -> torch.Tensor:
@@ -298,7 +319,16 @@ def gather_rows(
     num_rows: int,
     step: int = 4096,
 ) -> F32Array:
-    """Rows `wanted` (sorted, unique) of a large table, read in runs of `step` rows."""
+    """Rows `wanted` (sorted, unique) of a large table, read in runs of `step` rows.
+
+    Raises:
+        CheckpointError: a row is not in the table.
+    """
+    if len(wanted) and not 0 <= wanted[0] <= wanted[-1] < num_rows:
+        raise CheckpointError(
+            f"the text holds the token id {wanted[0] if wanted[0] < 0 else wanted[-1]} but the "
+            f"model has {num_rows} embeddings; its tokenizer belongs to another model"
+        )
     parts = []
     for low in range(0, num_rows, step):
         inside = wanted[(wanted >= low) & (wanted < low + step)]

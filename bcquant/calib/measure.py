@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -27,12 +28,21 @@ class Head:
         return F.log_softmax(normed_MC @ self.head_VC.T, dim=-1)
 
 
-def nll_sum(head: Head, hidden_TC: torch.Tensor, targets_T: torch.Tensor) -> float:
-    """Sum of -log p(target) in nats; hidden_TC[t] predicts targets_T[t]."""
+def nll_sum(
+    head: Head,
+    hidden_TC: torch.Tensor,
+    targets_T: torch.Tensor,
+    seen: Callable[[torch.Tensor], torch.Tensor] = lambda x: x,
+) -> float:
+    """Sum of -log p(target) in nats; hidden_TC[t] predicts targets_T[t].
+
+    Args:
+        seen: lm_head's input as its kernel sees it; rounds it where activations are int8.
+    """
     total = 0.0
     for start in range(0, len(targets_T), HEAD_TOKENS):
         part = slice(start, start + HEAD_TOKENS)
-        log_probs = head.log_probs(head.normed(hidden_TC[part]))
+        log_probs = head.log_probs(seen(head.normed(hidden_TC[part])))
         total -= float(log_probs.gather(1, targets_T[part, None]).sum(dtype=torch.float64))
     return total
 

@@ -17,17 +17,19 @@ class ScratchArray:
     Owns the file descriptor. `discard` removes the file.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
-        """Open the file, create it if it is not there.
+    def __init__(self, path: Path, shape: tuple[int, int, int], keep: bool = False) -> None:
+        """Create the file; what a run that was cut off left under its name is dropped.
 
+        Args:
+            keep: open what an earlier run has made durable instead.
         Raises:
-            CheckpointError: the file has another size (a run that was cut off and changed).
+            CheckpointError: with `keep`, the file has another size.
             ExportError: it cannot be created (read-only, no space).
         """
         self.path, self.shape = path, shape
         self._row_bytes = shape[1] * shape[2] * 4
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | (0 if keep else os.O_TRUNC), 0o644)
         except OSError as error:
             raise ExportError(
                 f"{path}: cannot be opened ({error.strerror}); check the folder"
@@ -64,7 +66,12 @@ class ScratchArray:
         data = array.data.cast("B")
         offset = start * self._row_bytes
         while data:
-            done = os.preadv(self._fd, [data], offset)
+            try:
+                done = os.preadv(self._fd, [data], offset)
+            except OSError as error:
+                raise CheckpointError(
+                    f"{self.path}: reading failed ({error.strerror}); check the device"
+                ) from error
             if done == 0:
                 raise CheckpointError(f"{self.path}: ends at byte {offset}; run with --restart")
             data, offset = data[done:], offset + done

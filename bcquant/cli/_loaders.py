@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bcquant.cli._checkpoint_facts import Facts
-from bcquant.quant.limits import requirements
+from bcquant.quant.limits import reader_limits, requirements
 from bcquant.spec.quant_format import QuantFormat
 
 CHECKED_WITH = "transformers 5.23, optimum 2.3, gptqmodel 7.6, compressed-tensors 0.20, vLLM 0.33"
@@ -58,9 +58,9 @@ def _transformers(facts: Facts) -> Verdict:
         return Verdict(name, "no", refused)
     if facts.quant is None:
         return Verdict(name, "yes", "float weights need nothing else")
-    if facts.quant.method == "gptq":
-        return Verdict(name, "yes", "with optimum and gptqmodel installed")
-    return Verdict(name, "yes", "with compressed-tensors installed")
+    is_gptq = facts.quant.method == "gptq"
+    needed = "optimum and gptqmodel" if is_gptq else "compressed-tensors"
+    return Verdict(name, "yes", "; ".join([f"with {needed} installed", *_limits(facts)]))
 
 
 def _transformers_refusal(facts: Facts) -> str | None:
@@ -156,6 +156,21 @@ def _llama_cpp(facts: Facts) -> Verdict:
     if facts.architecture in _LLAMA_CPP_ARCHITECTURES:
         return Verdict(name, "yes", "by its rules")
     return Verdict(name, "unknown", f"bcquant does not know architecture {facts.architecture!r}")
+
+
+def _limits(facts: Facts) -> list[str]:
+    """What readers behind transformers stumble over in this checkpoint."""
+    assert facts.quant is not None
+    target = "compressed-tensors"
+    if facts.quant.method == "gptq":
+        target = "gptq" if facts.quant.version == "v1" else "gptq_v2"
+    found = {
+        limit
+        for n, k in facts.linear_shapes
+        for limit in reader_limits(facts.quant.format, n, k, target)
+        if not limit.startswith("vLLM")  # it has a verdict of its own
+    }
+    return sorted(found)
 
 
 def _first_reason(facts: Facts, target: str) -> str | None:

@@ -32,8 +32,17 @@ def progress_bar(unit: str, quiet: bool = False) -> Iterator[Bar]:
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False),
     )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda what, done, total: bar.update(
-            task, description=what, completed=done, total=total
-        )
+    bar = Progress(*columns, console=Console(stderr=True))
+    task = bar.add_task("", total=None)
+    if bar.console.is_terminal:  # a log gets no bar before there is something to say
+        bar.start()
+
+    def show(what: str, done: int, total: int) -> None:
+        bar.start()
+        bar.update(task, description=what, completed=done, total=total)
+
+    try:
+        yield show
+    finally:
+        if bar.live.is_started:
+            bar.stop()

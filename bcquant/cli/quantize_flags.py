@@ -53,6 +53,8 @@ def calib_options(args: argparse.Namespace) -> CalibOptions:
 def default_output(model: str, suffix: str) -> Path:
     """Where the result goes without -o: beside a local model, else in the current folder."""
     path = Path(model)
+    if path.name in ("", "..") and path.exists():  # "." and the like have no name of their own
+        path = path.resolve()
     stem = path.name.removesuffix(".gguf").removesuffix(".safetensors").removesuffix(".bin")
     folder = path.parent if path.exists() else Path()
     return folder / f"{stem.split('@')[0]}-{suffix}"
@@ -76,6 +78,8 @@ def run_recipe(args: argparse.Namespace, recipe: Recipe, suffix: str) -> int:
     console = Console()
     for table in tables(result.manifest):
         console.print(table)
+    for limit in result.report["reader_limits"]:
+        console.print(f"note: {limit}", markup=False, soft_wrap=True)
     console.print(f"seed {recipe.calib.seed}, calibration {result.manifest.calibration['origin']}")
     console.print(f"written: {out}", soft_wrap=True)
     return 0

@@ -13,6 +13,7 @@ import torch
 
 from bcquant.calib.dataset import I64Array, builtin_text, read_text
 from bcquant.calib.forward import final_hidden
+from bcquant.calib.layer_stream import fake_int8_token
 from bcquant.calib.measure import Head, nll_sum, perplexity
 from bcquant.errors import ConfigError
 from bcquant.models.architecture import EMBEDDING, FINAL_NORM, HEAD
@@ -71,6 +72,8 @@ def measure_perplexity(
         raise ConfigError(f"--seq-len is {seq_len}; at least 2 is needed")
     if not 1 <= stride <= seq_len:
         raise ConfigError(f"--stride is {stride}; 1 to --seq-len ({seq_len}) is needed")
+    if max_tokens is not None and max_tokens < 2:
+        raise ConfigError(f"--max-tokens is {max_tokens}; at least 2 is needed")
     start_s = time.monotonic()
     tokenizer = open_tokenizer(source.path)
     ids = np.asarray(tokenizer.encode(text, add_special=False, parse_special=False), np.int64)
@@ -78,7 +81,7 @@ def measure_perplexity(
     if len(ids) < 2:
         raise ConfigError(f"the text has {len(ids)} tokens; perplexity needs at least 2")
     nll, scored = 0.0, 0
-    head = load_head(source)
+    head, seen = load_head(source), _head_input(source)
     for windows, firsts in _batches(ids, seq_len, stride):
         with (
             tempfile.TemporaryDirectory(prefix="bcquant-") as folder,
@@ -88,7 +91,7 @@ def measure_perplexity(
             hidden = final_hidden(source, windows, Path(folder), progress)
             for i, first in enumerate(firsts):
                 targets = torch.from_numpy(windows[i, first:])
-                nll += nll_sum(head, hidden.read(i, i + 1)[0, first - 1 : -1], targets)
+                nll += nll_sum(head, hidden.read(i, i + 1)[0, first - 1 : -1], targets, seen)
                 scored += len(targets)
             hidden.close()
     seconds = time.monotonic() - start_s
@@ -105,6 +108,14 @@ def load_head(source: ModelSource) -> Head:
         torch.from_numpy(source.weight(name)),
         source.config.rms_norm_eps,
     )
+
+
+def _head_input(source: ModelSource) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What lm_head sees of its input: a W8A8 one gets it rounded to int8 per token."""
+    is_quantized = source.has(HEAD) and source.stored_dtype(HEAD) == "quantized"
+    if is_quantized and source.quant and source.quant.format.activation == "int8_token":
+        return fake_int8_token
+    return lambda x: x
 
 
 def _batches(ids: I64Array, seq_len: int, stride: int) -> list[tuple[I64Array, list[int]]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 import time
 from dataclasses import dataclass, replace
 
@@ -62,10 +64,11 @@ def solve_stage(stage: StageData, recipe: Recipe) -> dict[str, ModuleResult]:
         if recipe.guard and not len(stage.held_quant_MK):
             raise SolverError("too few calibration tokens to hold any out for the guard")
         if cross_KK is not None and recipe.retarget_strengths:
-            shifts = _shifts(stage.weights, hessian_KK, cross_KK, recipe.retarget_damp_percent)
+            shifts = {name: weight @ cross_KK for name, weight in stage.weights.items()}
+            del cross_KK  # as large as the Hessian, and not needed beside its factor
+            shifts = _shifts(shifts, hessian_KK, recipe.retarget_damp_percent)
             if not shifts:
                 notes.append("not retargeted: the damped Hessian is not positive definite")
-        del cross_KK
         curvature = factorize(hessian_KK, recipe.solve.damp_percent, recipe.solve.act_order)
         if curvature.damp_percent > recipe.solve.damp_percent:
             notes.append(f"damping raised to {curvature.damp_percent:.3g}")
@@ -86,23 +89,26 @@ def solve_stage(stage: StageData, recipe: Recipe) -> dict[str, ModuleResult]:
 
 
 def _shifts(
-    weights: dict[str, torch.Tensor],
-    hessian_KK: torch.Tensor,
-    cross_KK: torch.Tensor,
-    damp_percent: float,
+    products: dict[str, torch.Tensor], hessian_KK: torch.Tensor, damp_percent: float
 ) -> dict[str, torch.Tensor]:
     """W (dX^T X^) H^-1 for every module: the step from W to the weight whose output on X^ is
-    nearest to the float output on X; {} if H cannot be factored. Source: QUANT.md section 3 (A)."""
-    damped = hessian_KK.clone()
-    diagonal = damped.diagonal()
-    diagonal += damp_percent * float(diagonal.mean())
-    lower, info = torch.linalg.cholesky_ex(damped)
-    del damped
+    nearest to the float output on X; {} if H cannot be factored.
+
+    Args:
+        products: W (dX^T X^) by module, shape (N, K).
+        hessian_KK: damped for the factorisation and put back.
+    Source: QUANT.md section 3 (A).
+    """
+    diagonal = hessian_KK.diagonal()
+    before = diagonal.clone()
+    diagonal += damp_percent * float(before.mean())
+    lower, info = torch.linalg.cholesky_ex(hessian_KK)
+    diagonal.copy_(before)
     if int(info) != 0:
         return {}
     return {
-        name: torch.cholesky_solve((weight @ cross_KK).T, lower).T.contiguous()
-        for name, weight in weights.items()
+        name: torch.cholesky_solve(product.T, lower).T.contiguous()
+        for name, product in products.items()
     }
 
 
@@ -122,6 +128,8 @@ class _Contest:
         """Judge a candidate; its loss."""
         error = (self.seen_MK @ grid.dequantize().T).sub_(self.wanted_MN)
         loss = float(error.square_().sum(dtype=torch.float64)) / self.scale
+        if not math.isfinite(loss):  # squares beyond float32; worse than any number
+            loss = sys.float_info.max
         if not self.kept or not self.recipe.guard or loss < self.losses[self.kept]:
             self.kept, self._grid = label, grid
         self.losses[label] = loss
@@ -146,8 +154,6 @@ def _enter_all(
         return
     if recipe.guard or recipe.solver == "rtn":
         contest.enter("rtn", rtn.solve(weight_NK, curvature, fmt, plain))
-    if recipe.guard and options.scale_search:
-        contest.enter(recipe.solver, solver.solve(weight_NK, curvature, fmt, plain))
     label = recipe.solver + ("+search" if options.scale_search else "")
     if label == "rtn":
         return
@@ -169,7 +175,7 @@ def _vertex(tried: dict[float, float]) -> float | None:
 
     The held-out loss is a quadratic of the strength but for rounding.
     """
-    if len(tried) < 3:
+    if len(tried) < 3 or max(tried.values()) == sys.float_info.max:
         return None
     square, linear, _ = np.polyfit(list(tried), list(tried.values()), 2)
     if not square > 0:

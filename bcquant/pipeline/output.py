@@ -29,6 +29,7 @@ from bcquant.spec.recipe import Recipe
 
 TORCH_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16}
 CONFIG_NAMES = {"F16": "float16", "BF16": "bfloat16"}
+F16_OVERFLOW = 65520.0  # the first value that rounds to infinity
 QKV = STAGES[0]
 Stored = npt.NDArray[Any] | RawTensor
 
@@ -93,8 +94,14 @@ def choose_layout(source: ModelSource, recipe: Recipe) -> Layout:
 
     Raises:
         ExportError: the output format cannot hold a module; the message says which and why.
-        ConfigError: --keep-arch for a family that needs no conversion.
+        ConfigError: the source is quantized already, or --keep-arch is given for a family that
+            needs no conversion.
     """
+    if source.quant is not None:
+        raise ConfigError(
+            f"{source.path}: is quantized already ({source.quant.method}); rounding it again would "
+            "only add error, give the float checkpoint that it was made from"
+        )
     shapes = module_shapes(source)
     for module in quantized_modules(source, recipe):
         n, k = shapes[module]
@@ -113,6 +120,31 @@ def choose_layout(source: ModelSource, recipe: Recipe) -> Layout:
         "BF16" if "BF16" in dtypes else "F16",
         is_baichuan and (recipe.keep_arch or source.config.position == "alibi"),
     )
+
+
+def check_floats(source: ModelSource, recipe: Recipe, layout: Layout) -> None:
+    """Refuse what float16 cannot hold before a run and not at its end.
+
+    Raises:
+        ExportError: a tensor that is stored as float16 has such a value; the message names it.
+    """
+    if layout.float_dtype != "F16":
+        return
+    quantized = set(quantized_modules(source, recipe))
+    for name in source.names():
+        if name.removesuffix(".weight") in quantized or source.stored_dtype(name) == "F16":
+            continue
+        values = source.weight(name)
+        largest = max(-float(values.min()), float(values.max()))
+        if not np.isfinite(largest):
+            raise ExportError(
+                f"{name}: holds values that are not finite; the checkpoint is damaged"
+            )
+        if largest >= F16_OVERFLOW:
+            raise ExportError(
+                f"{name}: reaches {largest:.4g} but float16 ends at 65504; "
+                "convert the model to bfloat16 first"
+            )
 
 
 def write_output(
@@ -235,13 +267,7 @@ class _Plan:
         values = self.source.weight(name)
         if wanted == "BF16":
             return RawTensor("BF16", values.shape, f32_to_bf16(values))
-        with np.errstate(over="ignore"):
-            halves = values.astype(np.float16)
-        if not np.isfinite(halves).all():
-            raise ExportError(
-                f"{name}: a value does not fit float16; convert the model to bfloat16 first"
-            )
-        return halves
+        return values.astype(np.float16)
 
     def _stored(self, module: str, parts: list[str], suffix: str) -> Stored:
         if self._cache[0] != module:

@@ -28,5 +28,7 @@ def output_config(source: ModelSource, keeps_names: bool, dtype: str) -> dict[st
     """
     given = {k: v for k, v in source.reader.config.items() if k not in DROPPED}
     if given and (source.arch.key != "baichuan" or keeps_names):
-        return {**given, "torch_dtype": dtype}
+        # A NormHead is folded into the written lm_head, whose rounded rows are then what runs.
+        folded = {"norm_head": False} if source.config.norm_head else {}
+        return {**given, **folded, "torch_dtype": dtype}
     return to_hf_config(source.config, dtype)

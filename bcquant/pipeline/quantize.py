@@ -6,6 +6,9 @@ source -> calibration tokens -> [layer by layer: observe, solve, seal] -> whole-
 
 from __future__ import annotations
 
+import json
+import math
+import os
 import platform
 import shutil
 from dataclasses import dataclass
@@ -19,19 +22,27 @@ from bcquant import __version__
 from bcquant.calib.dataset import CalibrationTokens, I64Array, calibration_tokens
 from bcquant.calib.layer_stream import QUANT, LayerStream
 from bcquant.calib.measure import Head, PairMeter
-from bcquant.errors import ExportError
+from bcquant.errors import BcquantError, ExportError
+from bcquant.io.atomic import check_writable
+from bcquant.io.json_file import read_json_object
 from bcquant.models.architecture import EMBEDDING, FINAL_NORM, HEAD
 from bcquant.models.precision import fast_float32
 from bcquant.models.source import ModelSource, open_model
 from bcquant.pipeline.identity import identity
-from bcquant.pipeline.output import Layout, choose_layout, quantized_modules, write_output
+from bcquant.pipeline.output import (
+    Layout,
+    check_floats,
+    choose_layout,
+    quantized_modules,
+    write_output,
+)
 from bcquant.pipeline.report import REPORT_NAME, report
 from bcquant.pipeline.resume import Journal
 from bcquant.pipeline.sealer import Progress, Sealer
 from bcquant.runtime.self_sample import sample_sequences
 from bcquant.runtime.tokenizer import open_tokenizer
 from bcquant.runtime.tokenizer_export import export_tokenizer
-from bcquant.spec.manifest import MANIFEST_NAME, Manifest
+from bcquant.spec.manifest import MANIFEST_NAME, Figures, Manifest
 from bcquant.spec.recipe import Recipe
 
 
@@ -60,13 +71,17 @@ def quantize_model(
         BcquantError: anything about the input, the settings or the disk; nothing half-written
             appears under `out`.
     """
-    if out.exists():
-        raise ExportError(f"{out}: exists; remove it or choose another output with -o")
+    work = out.with_name(out.name + ".work")
+    if os.path.lexists(out) and (restart or not work.exists()):
+        raise _exists(out)
+    check_writable(out.parent, 0)
     with open_model(source_path) as source, fast_float32(), torch.inference_mode():
         layout = choose_layout(source, recipe)
+        check_floats(source, recipe, layout)
         tokens = _tokens(source, recipe)
         fingerprint = _fingerprint(source, recipe, tokens)
-        work = out.with_name(out.name + ".work")
+        if os.path.lexists(out):
+            return _finished_before(out, work, fingerprint)
         with Journal(work, fingerprint, restart) as journal:
             sealer = Sealer(journal, recipe, quantized_modules(source, recipe), progress)
             if journal.whole_model is None:
@@ -83,6 +98,28 @@ def quantize_model(
     return RunResult(out, manifest, summary)
 
 
+def _exists(out: Path) -> ExportError:
+    return ExportError(f"{out}: exists; remove it or choose another output with -o")
+
+
+def _finished_before(out: Path, work: Path, fingerprint: dict[str, Any]) -> RunResult:
+    """The result of a run that was killed between naming its output and dropping its work folder.
+
+    Raises:
+        ExportError: `out` is something else.
+    """
+    try:
+        manifest = Manifest.from_dict(read_json_object(out / MANIFEST_NAME))
+        summary = read_json_object(out / REPORT_NAME)
+    except (BcquantError, OSError, TypeError, KeyError) as error:
+        raise _exists(out) from error
+    found = manifest.as_dict()
+    if any(found[key] != value for key, value in json.loads(json.dumps(fingerprint)).items()):
+        raise _exists(out)
+    shutil.rmtree(work, ignore_errors=True)
+    return RunResult(out, manifest, summary)
+
+
 def _run_layers(
     source: ModelSource, tokens: CalibrationTokens, layout: Layout, sealer: Sealer
 ) -> None:
@@ -91,17 +128,19 @@ def _run_layers(
         source, tokens, journal.scratch, layout.torch_dtype, recipe.format.activation,
         journal.layers_done,
     )  # fmt: skip
-    while stream.layer < source.config.num_layers:
-        stream.run_layer(sealer)
-        journal.layer_done(stream.layer)
-        stream.forget_previous()
-    journal.measured(_measure(source, tokens, stream, sealer))
-    stream.close()
+    try:
+        while stream.layer < source.config.num_layers:
+            stream.run_layer(sealer)
+            journal.layer_done(stream.layer)
+            stream.forget_previous()
+        journal.measured(_measure(source, tokens, stream, sealer))
+    finally:
+        stream.close()
 
 
 def _measure(
     source: ModelSource, tokens: CalibrationTokens, stream: LayerStream, sealer: Sealer
-) -> dict[str, float]:
+) -> Figures:
     """Figures of the whole model on the report tokens; quantizes lm_head first if asked to."""
     name = HEAD if source.has(HEAD) else EMBEDDING
     eps = source.config.rms_norm_eps
@@ -118,7 +157,9 @@ def _measure(
     first = tokens.num_train + tokens.num_select
     for s in range(first, first + tokens.num_report):
         stream.measure_sequence(s, heads, meter)
-    return meter.figures() if meter.tokens else {}
+    figures = meter.figures() if meter.tokens else {}
+    # JSON has no infinity: a model that overflows still gets its report.
+    return {key: value if math.isfinite(value) else None for key, value in figures.items()}
 
 
 def _tokens(source: ModelSource, recipe: Recipe) -> CalibrationTokens:

@@ -7,7 +7,9 @@ from typing import Any
 
 from rich.table import Table
 
+from bcquant.quant.limits import reader_limits
 from bcquant.spec.manifest import Manifest, ManifestRow
+from bcquant.spec.quant_format import QuantFormat
 
 REPORT_NAME = "quant_report.json"
 
@@ -37,8 +39,17 @@ def report(manifest: Manifest, seconds: Mapping[str, float]) -> dict[str, Any]:
         "recipe": manifest.recipe,
         "calibration": manifest.calibration,
         "whole_model": manifest.whole_model,
+        "reader_limits": limits(manifest),
         "modules": modules,
     }
+
+
+def limits(manifest: Manifest) -> list[str]:
+    """What some readers of the output refuse or round, each once (see `quant.limits`)."""
+    fmt = QuantFormat(**manifest.recipe["format"])
+    target = manifest.recipe["output"]
+    shapes = sorted({row.shape for row in manifest.modules})
+    return sorted({reason for n, k in shapes for reason in reader_limits(fmt, n, k, target)})
 
 
 def tables(manifest: Manifest) -> list[Table]:
@@ -52,12 +63,7 @@ def tables(manifest: Manifest) -> list[Table]:
     for kind, rows in kinds.items():
         before = sum(r.losses.get("rtn", 0.0) for r in rows) / len(rows)
         after = sum(r.losses.get(r.candidate, 0.0) for r in rows) / len(rows)
-        counts: dict[str, int] = {}
-        for row in rows:
-            counts[row.candidate] = counts.get(row.candidate, 0) + 1
-        chosen = ", ".join(
-            f"{n} x {name}" for name, n in sorted(counts.items(), key=lambda c: -c[1])
-        )
+        chosen = ", ".join(f"{n} x {name}" for name, n in _kinds(rows).items())
         notes = sum(1 for r in rows if r.note)
         modules.add_row(
             kind, f"{before:.5f}", f"{after:.5f}", chosen, f"{notes} in the report" if notes else ""
@@ -65,9 +71,8 @@ def tables(manifest: Manifest) -> list[Table]:
     result = [modules]
     figures = manifest.whole_model
     if figures:
-        whole = Table(
-            title=f"whole model on {int(figures['tokens'])} tokens that nothing was fitted to"
-        )
+        tokens = _shown(figures["tokens"], ".0f")
+        whole = Table(title=f"whole model on {tokens} tokens that nothing was fitted to")
         for heading in (
             "perplexity float",
             "quantized",
@@ -77,11 +82,25 @@ def tables(manifest: Manifest) -> list[Table]:
         ):
             whole.add_column(heading, justify="right")
         whole.add_row(
-            f"{figures['perplexity_float']:.3f}",
-            f"{figures['perplexity_quantized']:.3f}",
-            f"{figures['increase_percent']:+.2f} %",
-            f"{figures['kl_mean']:.4f}",
-            f"{100 * figures['top1_agreement']:.1f} %",
+            _shown(figures["perplexity_float"], ".3f"),
+            _shown(figures["perplexity_quantized"], ".3f"),
+            _shown(figures["increase_percent"], "+.2f", " %"),
+            _shown(figures["kl_mean"], ".4f"),
+            _shown(figures["top1_agreement"], ".1%"),
         )
         result.append(whole)
     return result
+
+
+def _shown(value: float | None, form: str, unit: str = "") -> str:
+    return "not finite" if value is None else f"{value:{form}}{unit}"
+
+
+def _kinds(rows: list[ManifestRow]) -> dict[str, int]:
+    """How often each kind of candidate was kept, retargeting strengths not told apart."""
+    counts: dict[str, int] = {}
+    for row in rows:
+        base, _, strength = row.candidate.partition("+retarget")
+        kind = f"{base}+retarget" if strength else base
+        counts[kind] = counts.get(kind, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: -item[1]))

@@ -7,6 +7,7 @@ is durable before its line is written, so a line is a promise; a torn last line 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -19,10 +20,11 @@ from typing import Any
 import numpy.typing as npt
 
 from bcquant.errors import CheckpointError, ConfigError, ExportError
+from bcquant.io.atomic import sync_folder
 from bcquant.io.digest import digest_arrays
 from bcquant.io.safetensors import SafetensorsFile
-from bcquant.io.writer import write_safetensors
-from bcquant.spec.manifest import ManifestRow
+from bcquant.io.writer import remove_partials, write_safetensors
+from bcquant.spec.manifest import Figures, ManifestRow
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -41,17 +43,12 @@ class Journal:
         self.rows: dict[str, ManifestRow] = {}
         self.seconds: dict[str, float] = {}
         self.layers_done = 0
-        self.whole_model: dict[str, float] | None = None
-        if restart and folder.exists():
-            shutil.rmtree(folder)
+        self.whole_model: Figures | None = None
         try:
-            (folder / "modules").mkdir(parents=True, exist_ok=True)
-            (folder / "scratch").mkdir(exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             self._file = (folder / "journal.jsonl").open("a+b")
         except OSError as error:
-            raise ExportError(
-                f"{folder}: cannot be written ({error.strerror}); choose another output with -o"
-            ) from error
+            raise self._unwritable(error) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -60,16 +57,40 @@ class Journal:
                 f"{folder}: another run is working here; wait for it, or use -o"
             ) from error
         try:
+            self._prepare(restart)
             self._replay(json.loads(json.dumps(fingerprint)))
+            remove_partials(folder / "modules")
         except BaseException:
-            self._file.close()
+            self._close()
             raise
 
     def __enter__(self) -> Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self._close()
+
+    def _close(self) -> None:
+        # close() flushes, which fails again on a full disk: the first error is the one to report.
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+    def _prepare(self, restart: bool) -> None:
+        """Make the folders; on a restart first drop what is there, the journal before its files."""
+        try:
+            for name in ("modules", "scratch"):
+                if restart:
+                    self._file.truncate(0)
+                    shutil.rmtree(self.folder / name, ignore_errors=True)
+                (self.folder / name).mkdir(exist_ok=True)
+            sync_folder(self.folder)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> ExportError:
+        return ExportError(
+            f"{self.folder}: cannot be written ({error.strerror}); choose another output with -o"
+        )
 
     @property
     def scratch(self) -> Path:
@@ -88,24 +109,29 @@ class Journal:
             return
         try:
             events = [json.loads(line) for line in lines]
-            found = events[0]["run"]
-        except (ValueError, KeyError, TypeError) as error:
+            found = dict(events[0]["run"])
+            for event in events[1:]:
+                self._take(event)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(
                 f"{self.folder}/journal.jsonl: not a journal of bcquant; run with --restart"
             ) from error
         if found != fingerprint:
-            keys = sorted(k for k in fingerprint if found.get(k) != fingerprint[k])
             raise ConfigError(
-                f"{self.folder}: belongs to a run with other settings ({', '.join(keys)} differ); "
-                "give the same ones to go on, --restart to begin again, or -o for another output"
+                f"{self.folder}: belongs to a run with other settings "
+                f"({', '.join(_differences(found, fingerprint))}); give the same ones to go on, "
+                "--restart to begin again, or -o for another output"
             )
-        for event in events[1:]:
-            if "module" in event:
-                row = ManifestRow.from_dict(event["module"])
-                self.rows[row.module] = row
-                self.seconds[row.module] = float(event["seconds"])
-            self.layers_done = max(self.layers_done, int(event.get("layers_done", 0)))
-            self.whole_model = event.get("whole_model", self.whole_model)
+
+    def _take(self, event: dict[str, Any]) -> None:
+        """Apply one line after the first."""
+        if "module" in event:
+            row = ManifestRow.from_dict(event["module"])
+            self.rows[row.module] = row
+            self.seconds[row.module] = float(event["seconds"])
+        self.layers_done = max(self.layers_done, int(event.get("layers_done", 0)))
+        if "whole_model" in event:
+            self.whole_model = dict(event["whole_model"])
 
     def _append(self, event: dict[str, Any]) -> None:
         try:
@@ -146,13 +172,30 @@ class Journal:
 
     def layer_done(self, layers_done: int) -> None:
         """Record that the activations behind this many layers are durable."""
+        try:
+            sync_folder(self.scratch)
+        except OSError as error:
+            raise self._unwritable(error) from error
         self._append({"layers_done": layers_done})
         self.layers_done = layers_done
 
-    def measured(self, figures: dict[str, float]) -> None:
+    def measured(self, figures: Figures) -> None:
         """Record the whole-model figures."""
         self._append({"whole_model": figures})
         self.whole_model = figures
 
     def _path(self, module: str) -> Path:
         return self.folder / "modules" / f"{module}.safetensors"
+
+
+def _differences(found: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
+    """What differs, e.g. "recipe.format.bits was 4 and is now 3"; the first five."""
+    lines: list[str] = []
+    for key in sorted({*found, *wanted}):
+        before, now = found.get(key), wanted.get(key)
+        if isinstance(before, dict) and isinstance(now, dict):
+            lines += _differences(before, now, f"{prefix}{key}.")
+        elif before != now:
+            shown = (str(value)[:40] for value in (before, now))
+            lines.append(f"{prefix}{key} was {' and is now '.join(shown)}")
+    return lines[:5]

@@ -40,12 +40,17 @@ def reader_limits(fmt: QuantFormat, n: int, k: int, target: str) -> list[str]:
         One clause per limit, naming the reader and the way around it; empty = none is known.
     Raises:
         ExportError: unknown target.
-    Source: gptqmodel 7.6 on CPU (tests/quant/test_judge_gptqmodel.py). vLLM: FORMATS.md and its
-        published GPTQ loader, which were read and not run.
+    Source: gptqmodel 7.6 and transformers 5.23 on CPU (tests/quant, tests/judges). vLLM:
+        FORMATS.md and its published GPTQ loader, which were read and not run.
     """
     _check_target(target)
     if target == "compressed-tensors":
-        return []
+        if fmt.symmetric:
+            return []
+        return [
+            "transformers 5.23 with compressed-tensors 0.20 expects unpacked zero points; load "
+            "with CompressedTensorsConfig(dequantize=True)"
+        ]
     limits = []
     # The kernel that gptqmodel picks by itself for 4 bits on a CPU, and the groups it knows.
     if fmt.bits == 4 and fmt.group_size in (16, 32, 64, 128):
@@ -56,6 +61,10 @@ def reader_limits(fmt: QuantFormat, n: int, k: int, target: str) -> list[str]:
                 f"gptqmodel's automatic CPU kernel fails on {' and '.join(misfits)}; load with "
                 'backend="gptq_torch"'
             )
+    if target == "gptq" and not fmt.symmetric:
+        limits.append(
+            "GPTQModel.load takes asymmetric v1 of its own making only; use gptq_v2 there"
+        )
     if fmt.bits not in (4, 8) or not fmt.symmetric:
         limits.append("vLLM reads symmetric 4- and 8-bit GPTQ only; use compressed-tensors there")
     elif fmt.group_size != -1 and k % fmt.group_size:

@@ -85,6 +85,9 @@ def gptq_config(
     if fmt.activation != "none":
         raise ConfigError(f"GPTQ has no {fmt.activation} activations; use compressed-tensors")
     name = "gptq" if version == "v1" else "gptq_v2"
+    # optimum 2.3 quantizes the names that start with this, its own guess being "model.layers". It
+    # would pass over a packed lm_head, and transformers then makes up a random one.
+    blocks = {"block_name_to_quantize": ""} if lm_head else {}
     return {
         "bits": fmt.bits,
         "group_size": fmt.group_size,
@@ -100,6 +103,7 @@ def gptq_config(
         "true_sequential": True,
         "static_groups": True,
         "damp_percent": damp_percent,
+        **blocks,
         "meta": {"quantizer": [f"bcquant:{__version__}"], **(meta or {})},
     }
 

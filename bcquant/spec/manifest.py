@@ -8,6 +8,8 @@ from typing import Any
 MANIFEST_NAME = "bcquant_manifest.json"
 MANIFEST_VERSION = 1
 
+Figures = dict[str, float | None]  # None: not finite
+
 
 @dataclass(frozen=True)
 class ManifestRow:
@@ -42,7 +44,8 @@ class Manifest:
 
     Attributes:
         calibration: origin, digest and split of the calibration tokens.
-        whole_model: perplexity of the float and the quantized model and KL, on report tokens.
+        whole_model: perplexity of the float and the quantized model and KL, on report tokens;
+            empty if there were none.
     """
 
     bcquant: str
@@ -51,8 +54,15 @@ class Manifest:
     calibration: dict[str, Any]
     versions: dict[str, str]
     modules: tuple[ManifestRow, ...]
-    whole_model: dict[str, float]
+    whole_model: Figures
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON; the same run gives the same dict."""
         return {"manifest_version": MANIFEST_VERSION, **asdict(self)}
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> Manifest:
+        """Inverse of `as_dict` after JSON. TypeError or KeyError: it is something else."""
+        fields = {k: v for k, v in values.items() if k != "manifest_version"}
+        rows = tuple(ManifestRow.from_dict(row) for row in fields["modules"])
+        return Manifest(**{**fields, "modules": rows})
