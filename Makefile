@@ -23,11 +23,12 @@ TORCH_READY := $(VENV)/.stamp-torch
 BASE_READY := $(VENV)/.stamp-base
 TEST_READY := $(VENV)/.stamp-test
 
-.PHONY: help demo test check format bench clean
+.PHONY: help demo model test check format bench clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    install, then quantize a real model and show it before and after"
+	@echo "make model   fetch the demo's model into the cache; tests on a real model need it"
 	@echo "make test    install with the test extras, then run the whole suite"
 	@echo "make check   ruff, mypy --strict and clang-format, as CI runs them"
 	@echo "make format  let ruff and clang-format format the tree"
@@ -53,6 +54,9 @@ $(TEST_READY): $(TORCH_READY) $(INPUTS)
 
 demo: $(BASE_READY)
 	$(BIN)/bcquant demo $(DEMO_ARGS)
+
+model: $(BASE_READY)
+	$(BIN)/python -c "from bcquant.io.demo_model import fetch_demo_model; print(fetch_demo_model())"
 
 test: $(TEST_READY)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
