@@ -6,20 +6,19 @@ import mmap
 import os
 import stat
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
 from bcquant.errors import CheckpointError
+from bcquant.io.closing import Closing
 
 # Pages are dropped after every chunk, so a copy costs its destination plus this much.
 CHUNK_BYTES = 16 << 20
 _LFS_POINTER = b"version https://git-lfs"
 
 
-class MappedFile:
+class MappedFile(Closing):
     """A regular, non-empty file mapped for reading; close it or use it as a context manager.
 
     Attributes:
@@ -77,17 +76,6 @@ class MappedFile:
     def close(self) -> None:
         """Unmap; closing twice is fine."""
         self._map.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _check(self, offset: int, num_bytes: int) -> None:
         if self._map.closed:

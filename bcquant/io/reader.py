@@ -6,13 +6,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from bcquant.errors import CheckpointError, ShapeError
+from bcquant.io.closing import Closing
 from bcquant.io.dtypes import FLOATS, Array, TensorInfo, shown, to_f32
 from bcquant.registry import nearest
 
@@ -23,7 +23,7 @@ Rows = tuple[int, int]
 _CONVERT_BYTES = 32 << 20
 
 
-class CheckpointReader(ABC):
+class CheckpointReader(Closing, ABC):
     """Named tensors of one checkpoint; the headers are validated, the data is read on demand.
 
     Attributes:
@@ -80,17 +80,6 @@ class CheckpointReader(ABC):
                 self.read(name, (first, last)), info.dtype, name
             )
         return out
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def find(tensors: Mapping[str, TensorInfo], name: str, path: Path) -> TensorInfo:

@@ -6,12 +6,12 @@ Source: the format section of the safetensors project; every rule of it is check
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn
 
 import numpy as np
 
 from bcquant.errors import CheckpointError, ShapeError
+from bcquant.io.closing import Closing
 from bcquant.io.dtypes import STORAGE, Array, TensorInfo, shown, tensor_bytes
 from bcquant.io.json_file import parse_json_object
 from bcquant.io.mapped_file import MappedFile
@@ -22,7 +22,7 @@ MAX_HEADER_BYTES = 100_000_000
 METADATA_KEY = "__metadata__"
 
 
-class SafetensorsFile:
+class SafetensorsFile(Closing):
     """One mapped file; the whole header is validated before anything is read.
 
     Attributes:
@@ -66,17 +66,6 @@ class SafetensorsFile:
     def close(self) -> None:
         """Unmap; closing twice is fine."""
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _fail(self, message: str) -> NoReturn:
         raise CheckpointError(f"{self.path}: {message}")

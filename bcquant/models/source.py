@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +22,7 @@ from bcquant.io.checkpoint import (
     f32_to_bf16,
     open_checkpoint,
 )
+from bcquant.io.closing import Closing
 from bcquant.io.dtypes import FLOATS
 from bcquant.io.json_file import read_json_object
 from bcquant.models.architecture import (
@@ -73,7 +73,7 @@ def open_model(path_or_hub_id: str | Path, revision: str | None = None) -> Model
         raise
 
 
-class ModelSource:
+class ModelSource(Closing):
     """Canonical tensors of an open checkpoint; it owns the reader.
 
     Attributes:
@@ -181,17 +181,6 @@ class ModelSource:
     def close(self) -> None:
         """Release the files; closing twice is fine."""
         self.reader.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _locate(self, name: str) -> SourceRef:
         if self.reader.kind == "gguf":
