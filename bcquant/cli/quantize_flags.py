@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,8 +67,12 @@ def run_recipe(args: argparse.Namespace, recipe: Recipe, suffix: str) -> int:
     from bcquant.pipeline.quantize import quantize_model
 
     out = Path(args.out) if args.out else default_output(args.model, suffix)
-    with progress_bar("modules", quiet=args.json) as bar:
-        result = quantize_model(args.model, out, recipe, args.restart, bar)
+    try:
+        with progress_bar("modules", quiet=args.json) as bar:
+            result = quantize_model(args.model, out, recipe, args.restart, bar)
+    except KeyboardInterrupt:
+        print("what is finished is kept: the same command goes on from here", file=sys.stderr)
+        raise
     if args.json:
         print(json.dumps({"out": str(out), **result.report}))
         return 0
