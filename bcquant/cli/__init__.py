@@ -135,8 +135,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _drop_stdout()
         return EXIT_PIPE_CLOSED
-    except KeyboardInterrupt:
-        print("bcquant: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print("bcquant: interrupted" + (f"; {stop}" if stop.args else ""), file=sys.stderr)
         return EXIT_INTERRUPTED
     except BcquantError as error:
         return _complain(str(error))

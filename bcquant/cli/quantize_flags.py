@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,9 +69,8 @@ def run_recipe(args: argparse.Namespace, recipe: Recipe, suffix: str) -> int:
     try:
         with progress_bar("modules", quiet=args.json) as bar:
             result = quantize_model(args.model, out, recipe, args.restart, bar)
-    except KeyboardInterrupt:
-        print("what is finished is kept: the same command goes on from here", file=sys.stderr)
-        raise
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt("the same command goes on from here") from stop
     if args.json:
         print(json.dumps({"out": str(out), **result.report}))
         return 0
