@@ -28,6 +28,17 @@ from bcquant.runtime.tokenizer_export import export_tokenizer
 
 HIDDEN, INNER, VOCAB = 4096, 11008, 64000
 RESULTS = Path(__file__).parent / "results"
+# The command line has no switch for it: a third of the time of a layer at few tokens.
+WITHOUT_RETARGET = """
+import sys
+from pathlib import Path
+from bcquant.pipeline.quantize import quantize_model
+from bcquant.spec.quant_format import QuantFormat
+from bcquant.spec.recipe import CalibOptions, Recipe
+calib = CalibOptions(num_tokens=int(sys.argv[3]))
+recipe = Recipe(format=QuantFormat(4, 128), calib=calib, retarget_strengths=())
+quantize_model(sys.argv[1], Path(sys.argv[2]), recipe)
+"""
 
 
 def make_checkpoint(folder: Path, num_layers: int) -> None:
@@ -73,6 +84,9 @@ def measure(folder: Path, out: Path, args: argparse.Namespace) -> dict[str, Any]
         sys.executable, "-m", "bcquant", "gptq", str(folder), "-o", str(out), "--bits", "4",
         "--group-size", "128", "--calib-tokens", str(args.calib_tokens), "--json",
     ]  # fmt: skip
+    if args.no_retarget:
+        command = [sys.executable, "-c", WITHOUT_RETARGET, str(folder), str(out)]
+        command.append(str(args.calib_tokens))
     start = time.monotonic()
     journal = out.with_name(out.name + ".work") / "journal.jsonl"
     curve: list[dict[str, float]] = []
@@ -90,6 +104,7 @@ def measure(folder: Path, out: Path, args: argparse.Namespace) -> dict[str, Any]
             raise SystemExit(process.returncode)
     return {
         "command": " ".join(command[2:]), "layers": args.layers, "calib_tokens": args.calib_tokens,
+        "retarget": not args.no_retarget,
         "peak_mb": peak, "seconds": round(time.monotonic() - start, 1), "curve": curve,
     }  # fmt: skip
 
@@ -109,11 +124,14 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--calib-tokens", type=int, default=16384)
     parser.add_argument("--folder", type=Path, default=Path("/tmp/bcquant-7b-shape"))
+    parser.add_argument("--no-retarget", action="store_true", help="RTN and GPTQ candidates only")
+    parser.add_argument("--keep-source", action="store_true", help="use the checkpoint in --folder")
     parser.add_argument("--json", type=Path, default=RESULTS / "memory_7b.json")
     args = parser.parse_args()
     source, out = args.folder / f"source{args.layers}", args.folder / f"out{args.layers}"
-    shutil.rmtree(args.folder, ignore_errors=True)
-    make_checkpoint(source, args.layers)
+    if not args.keep_source:
+        shutil.rmtree(args.folder, ignore_errors=True)
+        make_checkpoint(source, args.layers)
     row = measure(source, out, args)
     rows = json.loads(args.json.read_text())["rows"] if args.json.exists() else []
     args.json.parent.mkdir(parents=True, exist_ok=True)
