@@ -40,9 +40,8 @@ RESULTS = Path(__file__).parent / "results"
 PLAIN = SolveOptions(scale_search=False, act_order=False)
 ORDER = SolveOptions(scale_search=False, act_order=True)
 FULL = SolveOptions()
-# Every step at 4 bits symmetric; elsewhere the ones that tell the same story in fewer runs.
-SYMMETRIC_STEPS = ("rtn", "gptq", "+ order", "+ search", "+ guard (default)")
-ASYMMETRIC_STEPS = ("rtn", "gptq", "+ guard (default)")
+# The single strengths of retargeting are told apart at 4 bits symmetric only: fewer runs.
+SHARED_STEPS = ("rtn", "gptq", "+ order", "+ search", "+ guard (default)")
 # Step -> recipe without format and calibration. Rounding needs no calibration to speak of.
 STEPS: dict[str, dict[str, Any]] = {
     "rtn": {"solver": "rtn", "guard": False, "solve": PLAIN, "retarget_strengths": ()},
@@ -66,8 +65,8 @@ def main() -> None:
     done = {(r["step"], r["bits"], r["symmetric"]) for r in rows}
     todo: list[tuple[str, int, bool]] = [("float", 16, True)]
     for bits in args.bits:
-        todo += [(step, bits, True) for step in (STEPS if bits == 4 else SYMMETRIC_STEPS)]
-        todo += [(step, bits, False) for step in ASYMMETRIC_STEPS]
+        todo += [(step, bits, True) for step in (STEPS if bits == 4 else SHARED_STEPS)]
+        todo += [(step, bits, False) for step in SHARED_STEPS]
         todo += [("gptqmodel", bits, True)] if args.peer else []
     for step, bits, symmetric in todo:
         if (step, bits, symmetric) in done:
@@ -154,7 +153,8 @@ def markdown(rows: list[dict[str, Any]], texts: list[str]) -> str:
         "| bits | grid | step | " + " | ".join(f"{t} | increase" for t in texts) + " | seconds |",
         "|---|---|---|" + "---|---|" * len(texts) + "---|",
     ]
-    for row in rows:
+    order = ["float", *STEPS, "gptqmodel"]
+    for row in sorted(rows, key=lambda r: (-r["bits"], not r["symmetric"], order.index(r["step"]))):
         grid = "" if row["step"] == "float" else "sym" if row["symmetric"] else "asym"
         cells = [
             f"{row['perplexity'][t]:.3f} | {100 * (row['perplexity'][t] / base[t] - 1):+.1f} %"
