@@ -18,7 +18,13 @@ from bcquant.errors import ConfigError, ExportError
 from bcquant.io.atomic import sync_folder
 from bcquant.io.checkpoint import f32_to_bf16
 from bcquant.io.writer import RawTensor, TensorSpec, atomic_write_json, write_sharded
-from bcquant.models.architecture import EMBEDDING, HEAD, STAGES, canonical_tensors
+from bcquant.models.architecture import (
+    EMBEDDING,
+    HEAD,
+    STAGES,
+    canonical_tensors,
+    quantizable_modules,
+)
 from bcquant.models.source import ModelSource
 from bcquant.pipeline.output_config import output_config
 from bcquant.quant import repack
@@ -54,12 +60,8 @@ class Layout:
 
 def quantized_modules(source: ModelSource, recipe: Recipe) -> list[str]:
     """Full names of the modules that a run quantizes, in the order of the run."""
-    modules = [
-        f"model.layers.{layer}.{name}"
-        for layer in range(source.config.num_layers)
-        for stage in STAGES
-        for name in stage
-    ]
+    cfg = source.config
+    modules = [m for layer in range(cfg.num_layers) for m in quantizable_modules(cfg, layer)]
     return modules + (["lm_head"] if recipe.lm_head else [])
 
 
