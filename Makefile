@@ -13,8 +13,9 @@ DEMO_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq -c constraints.txt $(PIP_FLAGS)
-SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/include/bcq/*.h)
-INPUTS := pyproject.toml setup.py constraints.txt $(SOURCES)
+SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.inc csrc/include/bcq/*.h)
+BINDINGS := $(wildcard csrc/bindings/*.p*) csrc/tiers.txt
+INPUTS := pyproject.toml setup.py constraints.txt $(SOURCES) $(BINDINGS)
 # A package that asks for any torch must not pull the newest one, in pip's own build folders too.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -23,22 +24,24 @@ TORCH_READY := $(VENV)/.stamp-torch
 BASE_READY := $(VENV)/.stamp-base
 TEST_READY := $(VENV)/.stamp-test
 
-.PHONY: help demo model test check format bench clean
+.PHONY: help demo model toolchains test check format bench bench-peers clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    install, then quantize a real model and show it before and after"
 	@echo "make model   fetch the demo's model into the cache; tests on a real model need it"
+	@echo "make toolchains   apt: cross compilers, qemu, clang for WASM; their tests skip without"
 	@echo "make test    install with the test extras, then run the whole suite"
 	@echo "make check   ruff, mypy --strict and clang-format, as CI runs them"
 	@echo "make format  let ruff and clang-format format the tree"
 	@echo "make bench   quality table of the solver's steps"
+	@echo "make bench-peers  a venv of its own for llama.cpp (builds it), for benchmarks/bench_decode.py"
 	@echo "make clean   remove the venv and the caches"
 
 # torch first and alone: what follows then finds it satisfied.
 $(TORCH_READY): constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) pip setuptools wheel
+	$(PIP) pip setuptools wheel cython
 	$(PIP) torch==2.13.0
 	@touch $@
 
@@ -58,6 +61,9 @@ demo: $(BASE_READY)
 model: $(BASE_READY)
 	$(BIN)/python -c "from bcquant.io.demo_model import fetch_demo_model; print(fetch_demo_model())"
 
+toolchains:
+	sh csrc/tests/cross/install_toolchains.sh
+
 test: $(TEST_READY)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
@@ -75,5 +81,12 @@ bench: $(BASE_READY)
 	@test -f benchmarks/bench_quality.py || { echo "benchmarks/bench_quality.py is not there"; exit 1; }
 	$(BIN)/python benchmarks/bench_quality.py
 
+# From its source, so that ggml is built for this CPU as bcquant is.
+bench-peers:
+	$(PYTHON) -m venv .venv-llama
+	.venv-llama/bin/python -m pip install -qq $(PIP_FLAGS) cmake ninja scikit-build-core numpy==2.2.6
+	CMAKE_ARGS="-DGGML_NATIVE=ON" .venv-llama/bin/python -m pip install -q $(PIP_FLAGS) \
+		--no-build-isolation llama-cpp-python==0.3.36
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-llama build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from bcquant.errors import KernelError, ShapeError
 
 F32Array = npt.NDArray[np.float32]
+F64Array = npt.NDArray[np.float64]
 
 MODULE = "bcquant.kernels._solver"
 MAX_BLOCK = 256  # BCQ_MAX_BLOCK
@@ -33,6 +34,14 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "bcq_round_block": (
         _POINTER, _POINTER, _POINTER, _I64, _POINTER, _I64, _I64, _POINTER, _POINTER, _POINTER,
         _I32, _I64, _I64,
+    ),
+    "bcq_descend_block": (
+        _POINTER, _POINTER, _POINTER, _I64, _POINTER, _I64, _I64, _POINTER, _POINTER, _I32,
+        _POINTER, _I64, _I64,
+    ),
+    "bcq_refit_scale": (
+        _POINTER, _POINTER, _POINTER, _I64, _POINTER, _I64, _I64, _POINTER, _POINTER, _POINTER,
+        _I64, _I64,
     ),
 }  # fmt: skip
 
@@ -126,6 +135,110 @@ def round_block(
         )  # fmt: skip
 
     _spread("bcq_round_block", run, r, num_threads)
+
+
+def descend_block(
+    gradient_KR: F32Array,
+    errors_KR: F32Array,
+    codes_KR: npt.NDArray[np.uint8],
+    hessian_KK: F32Array,
+    scale_R: F32Array,
+    zero_R: F32Array,
+    max_code: int,
+    gains_R: F64Array,
+    num_threads: int,
+) -> None:
+    """Coordinate descent on columns of one group; the contract is in csrc/include/bcq/solver.h.
+
+    Args:
+        gradient_KR, errors_KR, codes_KR: the columns of (Q - W) H, Q - W and the codes, rows
+            contiguous, shape (k, R); updated.
+        hessian_KK: the columns' corner of H, shape (k, k); its rows may be parts of longer ones.
+        scale_R, zero_R: the group's, shape (R,).
+        gains_R: float64; each row's fall of the loss is added.
+    Raises:
+        ShapeError: dtypes, shapes or layout do not fit.
+        KernelError: the extension is not built, or refuses a size.
+    """
+    _check_group(gradient_KR, errors_KR, codes_KR, hessian_KK, scale_R, zero_R, gains_R)
+    k, r = gradient_KR.shape
+
+    def run(first: int, last: int) -> int:
+        return int(
+            _library().bcq_descend_block(
+                gradient_KR.ctypes.data, errors_KR.ctypes.data, codes_KR.ctypes.data, r,
+                hessian_KK.ctypes.data, hessian_KK.strides[0] // 4, k, scale_R.ctypes.data,
+                zero_R.ctypes.data, max_code, gains_R.ctypes.data, first, last,
+            )
+        )  # fmt: skip
+
+    _spread("bcq_descend_block", run, r, num_threads)
+
+
+def refit_scale(
+    gradient_KR: F32Array,
+    errors_KR: F32Array,
+    codes_KR: npt.NDArray[np.uint8],
+    hessian_KK: F32Array,
+    scale_R: F32Array,
+    zero_R: F32Array,
+    gains_R: F64Array,
+    num_threads: int,
+) -> None:
+    """The best scale of one group for its codes; the contract is in csrc/include/bcq/solver.h.
+
+    Args:
+        gradient_KR, codes_KR: as for `descend_block`, all columns of the group; only read.
+        errors_KR, scale_R, gains_R: updated.
+    Raises:
+        ShapeError: dtypes, shapes or layout do not fit.
+        KernelError: the extension is not built, or refuses a size.
+    """
+    _check_group(gradient_KR, errors_KR, codes_KR, hessian_KK, scale_R, zero_R, gains_R)
+    k, r = gradient_KR.shape
+
+    def run(first: int, last: int) -> int:
+        return int(
+            _library().bcq_refit_scale(
+                gradient_KR.ctypes.data, errors_KR.ctypes.data, codes_KR.ctypes.data, r,
+                hessian_KK.ctypes.data, hessian_KK.strides[0] // 4, k, scale_R.ctypes.data,
+                zero_R.ctypes.data, gains_R.ctypes.data, first, last,
+            )
+        )  # fmt: skip
+
+    _spread("bcq_refit_scale", run, r, num_threads)
+
+
+def _check_group(
+    gradient_KR: F32Array,
+    errors_KR: F32Array,
+    codes_KR: npt.NDArray[np.uint8],
+    hessian_KK: F32Array,
+    scale_R: F32Array,
+    zero_R: F32Array,
+    gains_R: F64Array,
+) -> None:
+    for name, array, rank in (
+        ("gradient", gradient_KR, 2), ("errors", errors_KR, 2), ("scale", scale_R, 1),
+        ("zero", zero_R, 1),
+    ):  # fmt: skip
+        _check(name, array, rank)
+    k, r = gradient_KR.shape
+    if errors_KR.shape != (k, r) or codes_KR.shape != (k, r):
+        raise ShapeError(f"errors {errors_KR.shape}, codes {codes_KR.shape}: ({k}, {r}) is needed")
+    if scale_R.shape != (r,) or zero_R.shape != (r,) or gains_R.shape != (r,):
+        raise ShapeError(
+            f"scale {scale_R.shape}, zero {zero_R.shape}, gains {gains_R.shape}: ({r},) is needed"
+        )
+    if codes_KR.dtype != np.uint8 or not codes_KR.flags.c_contiguous:
+        raise ShapeError(f"codes are {codes_KR.dtype}; C-contiguous uint8 is needed")
+    if gains_R.dtype != np.float64 or not gains_R.flags.c_contiguous:
+        raise ShapeError(f"gains are {gains_R.dtype}; C-contiguous float64 is needed")
+    if hessian_KK.dtype != np.float32 or hessian_KK.shape != (k, k) or hessian_KK.strides[1] != 4:
+        raise ShapeError(
+            f"hessian is {hessian_KK.dtype}{list(hessian_KK.shape)}; "
+            f"float32 ({k}, {k}) with contiguous rows is needed"
+        )
 
 
 def _check(name: str, array: npt.NDArray[Any], rank: int) -> None:

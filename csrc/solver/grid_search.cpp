@@ -3,19 +3,9 @@
 
 #include "bcq/solver.h"
 #include "clones.h"
+#include "float16.h"
 
 namespace {
-
-constexpr float kSmallestScale = 5.9604644775390625e-8F;  // 2^-24, the smallest positive float16
-constexpr float kLargestScale = 65504.0F;
-
-// Nearest float16, but never zero or infinite; a zero scale (an empty group) becomes 1.
-inline float to_float16(float scale) {
-  if (scale == 0.0F) return 1.0F;
-  const float bounded = std::min(std::max(scale, -kLargestScale), kLargestScale);
-  const float rounded = static_cast<float>(static_cast<_Float16>(bounded));
-  return rounded == 0.0F ? std::copysign(kSmallestScale, scale) : rounded;
-}
 
 // The best grid so far of one group. The weighted error of a grid is
 // sum cost x^2 - gain, gain = 2 s a - s^2 b, a = sum cost x u, b = sum cost u^2, u = q - z.
