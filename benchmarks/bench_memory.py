@@ -34,9 +34,10 @@ import sys
 from pathlib import Path
 from bcquant.pipeline.quantize import quantize_model
 from bcquant.spec.quant_format import QuantFormat
-from bcquant.spec.recipe import CalibOptions, Recipe
+from bcquant.spec.recipe import CalibOptions, Recipe, SolveOptions
 calib = CalibOptions(num_tokens=int(sys.argv[3]))
-recipe = Recipe(format=QuantFormat(4, 128), calib=calib, retarget_strengths=())
+solve = SolveOptions(refine_sweeps=0)
+recipe = Recipe(format=QuantFormat(4, 128), solve=solve, calib=calib, retarget_strengths=())
 quantize_model(sys.argv[1], Path(sys.argv[2]), recipe)
 """
 

@@ -37,11 +37,11 @@ from bcquant.spec.quant_format import QuantFormat
 from bcquant.spec.recipe import CalibOptions, Recipe, SolveOptions
 
 RESULTS = Path(__file__).parent / "results"
-PLAIN = SolveOptions(scale_search=False, act_order=False)
-ORDER = SolveOptions(scale_search=False, act_order=True)
-FULL = SolveOptions()
+PLAIN = SolveOptions(scale_search=False, act_order=False, refine_sweeps=0)
+ORDER = SolveOptions(scale_search=False, act_order=True, refine_sweeps=0)
+FULL = SolveOptions(refine_sweeps=0)
 # The single strengths of retargeting are told apart at 4 bits symmetric only: fewer runs.
-SHARED_STEPS = ("rtn", "gptq", "+ order", "+ search", "+ guard (default)")
+SHARED_STEPS = ("rtn", "gptq", "+ order", "+ search", "+ guard", "+ D/E refined (default)")
 # Step -> recipe without format and calibration. Rounding needs no calibration to speak of.
 STEPS: dict[str, dict[str, Any]] = {
     "rtn": {"solver": "rtn", "guard": False, "solve": PLAIN, "retarget_strengths": ()},
@@ -50,7 +50,8 @@ STEPS: dict[str, dict[str, Any]] = {
     "+ search": {"guard": False, "solve": FULL, "retarget_strengths": ()},
     "+ retarget 0.5": {"guard": False, "solve": FULL, "retarget_strengths": (0.5,)},
     "+ retarget 1.0": {"guard": False, "solve": FULL, "retarget_strengths": (1.0,)},
-    "+ guard (default)": {},
+    "+ guard": {"solve": FULL},
+    "+ D/E refined (default)": {},
 }
 
 
@@ -88,7 +89,7 @@ def _row(
     texts: dict[str, str],
     args: argparse.Namespace,
 ) -> dict[str, Any]:
-    start = time.monotonic()
+    start, cpu_start = time.monotonic(), time.process_time()
     with tempfile.TemporaryDirectory(prefix="bcquant-bench-") as folder:
         path = Path(folder) / "out"
         if step == "float":
@@ -100,7 +101,7 @@ def _row(
             calib = CalibOptions(num_tokens=tokens, seq_len=min(512, tokens), seed=args.seed)
             fmt = QuantFormat(bits, args.group_size, symmetric)
             quantize_model(model, path, Recipe(format=fmt, calib=calib, **STEPS[step]))
-        seconds = time.monotonic() - start
+        seconds, cpu_s = time.monotonic() - start, time.process_time() - cpu_start
         with open_model(path) as source:
             figures = {
                 name: measure_perplexity(source, text, 1024, None, args.eval_tokens).perplexity
@@ -108,7 +109,8 @@ def _row(
             }
     return {
         "step": step, "bits": bits, "symmetric": symmetric, "group_size": args.group_size,
-        "perplexity": figures, "seconds": round(seconds, 1), "calib_tokens": args.calib_tokens,
+        "perplexity": figures, "seconds": round(seconds, 1), "cpu_s": round(cpu_s, 1),
+        "calib_tokens": args.calib_tokens,
         "eval_tokens": args.eval_tokens, "seed": args.seed,
     }  # fmt: skip
 
@@ -150,8 +152,10 @@ def markdown(rows: list[dict[str, Any]], texts: list[str]) -> str:
     """Perplexity and its increase over float, a line a row."""
     base = next(r for r in rows if r["step"] == "float")["perplexity"]
     lines = [
-        "| bits | grid | step | " + " | ".join(f"{t} | increase" for t in texts) + " | seconds |",
-        "|---|---|---|" + "---|---|" * len(texts) + "---|",
+        "| bits | grid | step | "
+        + " | ".join(f"{t} | increase" for t in texts)
+        + " | seconds | CPU s |",
+        "|---|---|---|" + "---|---|" * len(texts) + "---|---|",
     ]
     order = ["float", *STEPS, "gptqmodel"]
     for row in sorted(rows, key=lambda r: (-r["bits"], not r["symmetric"], order.index(r["step"]))):
@@ -160,9 +164,8 @@ def markdown(rows: list[dict[str, Any]], texts: list[str]) -> str:
             f"{row['perplexity'][t]:.3f} | {100 * (row['perplexity'][t] / base[t] - 1):+.1f} %"
             for t in texts
         ]
-        lines.append(
-            f"| {row['bits']} | {grid} | {row['step']} | {' | '.join(cells)} | {row['seconds']} |"
-        )
+        cells += [str(row["seconds"]), str(row.get("cpu_s", ""))]
+        lines.append(f"| {row['bits']} | {grid} | {row['step']} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -34,6 +34,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     report = json.loads(files[REPORT])
     for module in report["modules"]:
         assert module.pop("seconds") >= 0
+        assert min(module.pop("candidate_seconds").values()) >= 0
     files[REPORT] = json.dumps(report).encode()
     return files
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-STRIP = (
-    1024  # columns per product: of a symmetric matrix only the strips at or right of the diagonal
-)
+# Columns per product: of a symmetric matrix only the strips at or right of the diagonal. Measured:
+# 2048 tokens of 1536 columns take 31 ms in strips of 1024, 22 in 192; of 4096, 185 and 168.
+STRIP = 192
 
 
 class Moments:

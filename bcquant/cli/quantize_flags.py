@@ -76,10 +76,10 @@ def run_recipe(args: argparse.Namespace, recipe: Recipe, suffix: str) -> int:
         return 0
     from rich.console import Console
 
-    from bcquant.pipeline.report import tables
+    from bcquant.pipeline.report import candidate_seconds, tables
 
     console = Console()
-    for table in tables(result.manifest):
+    for table in tables(result.manifest, candidate_seconds(result.report)):
         console.print(table)
     for limit in result.report["reader_limits"]:
         console.print(f"note: {limit}", markup=False, soft_wrap=True)

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping
+from statistics import mean
 from typing import Any
 
 from rich.table import Table
 
+from bcquant.pipeline.guard import PREPARATION
 from bcquant.quant.limits import reader_limits
-from bcquant.spec.manifest import Manifest, ManifestRow
+from bcquant.spec.manifest import Figures, Manifest, ManifestRow
 from bcquant.spec.quant_format import QuantFormat
 
 REPORT_NAME = "quant_report.json"
 
 
-def report(manifest: Manifest, seconds: Mapping[str, float]) -> dict[str, Any]:
+Seconds = Mapping[str, Mapping[str, float]]  # module -> candidate or PREPARATION -> seconds
+
+
+def report(manifest: Manifest, seconds: Seconds) -> dict[str, Any]:
     """The report as plain values.
 
-    Beside the manifest's rows: loss before (RTN) and after (the kept candidate) and seconds per
-    module; `seconds` is the only part that differs between two runs of the same command.
+    Beside the manifest's rows: loss before (RTN) and after (the kept candidate) and seconds, per
+    module and per candidate; they are all that differs between two runs of the same command.
     """
     modules = [
         {
@@ -29,7 +36,8 @@ def report(manifest: Manifest, seconds: Mapping[str, float]) -> dict[str, Any]:
             "losses": row.losses,
             "damp_percent": row.damp_percent,
             "note": row.note,
-            "seconds": round(seconds.get(row.module, 0.0), 3),
+            "seconds": round(sum(seconds.get(row.module, {}).values()), 3),
+            "candidate_seconds": {k: round(v, 4) for k, v in seconds.get(row.module, {}).items()},
         }
         for row in manifest.modules
     ]
@@ -52,55 +60,89 @@ def limits(manifest: Manifest) -> list[str]:
     return sorted({reason for n, k in shapes for reason in reader_limits(fmt, n, k, target)})
 
 
-def tables(manifest: Manifest) -> list[Table]:
-    """Losses by kind of module, and the whole model's figures."""
+def tables(manifest: Manifest, seconds: Seconds | None = None) -> list[Table]:
+    """Losses by kind of module, candidates and what they cost, and the whole model's figures.
+
+    Args:
+        seconds: `candidate_seconds` by module; without them the table of candidates shows none.
+    """
+    result = [_modules_table(manifest), _candidates_table(manifest, seconds or {})]
+    if manifest.whole_model:
+        result.append(_whole_model_table(manifest.whole_model))
+    return result
+
+
+def candidate_seconds(summary: Mapping[str, Any]) -> Seconds:
+    """The seconds that a report holds."""
+    return {row["module"]: row["candidate_seconds"] for row in summary["modules"]}
+
+
+def _modules_table(manifest: Manifest) -> Table:
     kinds: dict[str, list[ManifestRow]] = {}
     for row in manifest.modules:
         kinds.setdefault(row.module.split(".")[-1], []).append(row)
-    modules = Table(title="held-out output error, relative, mean over layers")
+    table = Table(title="held-out output error, relative, mean over layers")
     for heading in ("module", "RTN", "kept", "candidates kept", "notes"):
-        modules.add_column(heading, justify="right" if heading in ("RTN", "kept") else "left")
+        table.add_column(heading, justify="right" if heading in ("RTN", "kept") else "left")
     for kind, rows in kinds.items():
         before = sum(r.losses.get("rtn", 0.0) for r in rows) / len(rows)
         after = sum(r.losses.get(r.candidate, 0.0) for r in rows) / len(rows)
-        chosen = ", ".join(f"{n} x {name}" for name, n in _kinds(rows).items())
+        kept = Counter(_kind(r.candidate) for r in rows)
+        chosen = ", ".join(f"{n} x {name}" for name, n in kept.most_common())
         notes = sum(1 for r in rows if r.note)
-        modules.add_row(
+        table.add_row(
             kind, f"{before:.5f}", f"{after:.5f}", chosen, f"{notes} in the report" if notes else ""
         )
-    result = [modules]
-    figures = manifest.whole_model
-    if figures:
-        tokens = _shown(figures["tokens"], ".0f")
-        whole = Table(title=f"whole model on {tokens} tokens that nothing was fitted to")
-        for heading in (
-            "perplexity float",
-            "quantized",
-            "increase",
-            "KL mean (nats)",
-            "top-1 agreement",
-        ):
-            whole.add_column(heading, justify="right")
-        whole.add_row(
-            _shown(figures["perplexity_float"], ".3f"),
-            _shown(figures["perplexity_quantized"], ".3f"),
-            _shown(figures["increase_percent"], "+.2f", " %"),
-            _shown(figures["kl_mean"], ".4f"),
-            _shown(figures["top1_agreement"], ".1%"),
-        )
-        result.append(whole)
-    return result
+    return table
+
+
+def _candidates_table(manifest: Manifest, seconds: Seconds) -> Table:
+    """How often each kind of candidate was tried and kept, its mean loss, and its cost."""
+    table = Table(title="candidates")
+    for heading in ("candidate", "tried", "kept", "loss, mean", "seconds"):
+        table.add_column(heading, justify="left" if heading == "candidate" else "right")
+    losses: dict[str, list[float]] = {}
+    spent: dict[str, float] = {}
+    for row in manifest.modules:
+        for label, loss in row.losses.items():
+            losses.setdefault(_kind(label), []).append(loss)
+    for parts in seconds.values():
+        for label, value in parts.items():
+            spent[_kind(label)] = spent.get(_kind(label), 0.0) + value
+    kept = Counter(_kind(row.candidate) for row in manifest.modules)
+    for kind, found in losses.items():
+        cost = f"{spent.get(kind, 0.0):.1f}" if seconds else ""
+        table.add_row(kind, str(len(found)), str(kept[kind]), f"{mean(found):.5f}", cost)
+    if seconds:
+        table.add_row(PREPARATION, "", "", "", f"{spent.get(PREPARATION, 0.0):.1f}")
+    return table
+
+
+def _whole_model_table(figures: Figures) -> Table:
+    tokens = _shown(figures["tokens"], ".0f")
+    table = Table(title=f"whole model on {tokens} tokens that nothing was fitted to")
+    for heading in (
+        "perplexity float",
+        "quantized",
+        "increase",
+        "KL mean (nats)",
+        "top-1 agreement",
+    ):
+        table.add_column(heading, justify="right")
+    table.add_row(
+        _shown(figures["perplexity_float"], ".3f"),
+        _shown(figures["perplexity_quantized"], ".3f"),
+        _shown(figures["increase_percent"], "+.2f", " %"),
+        _shown(figures["kl_mean"], ".4f"),
+        _shown(figures["top1_agreement"], ".1%"),
+    )
+    return table
 
 
 def _shown(value: float | None, form: str, unit: str = "") -> str:
     return "not finite" if value is None else f"{value:{form}}{unit}"
 
 
-def _kinds(rows: list[ManifestRow]) -> dict[str, int]:
-    """How often each kind of candidate was kept, retargeting strengths not told apart."""
-    counts: dict[str, int] = {}
-    for row in rows:
-        base, _, strength = row.candidate.partition("+retarget")
-        kind = f"{base}+retarget" if strength else base
-        counts[kind] = counts.get(kind, 0) + 1
-    return dict(sorted(counts.items(), key=lambda item: -item[1]))
+def _kind(candidate: str) -> str:
+    """The candidate's name without the strength of its retargeting."""
+    return re.sub(r"retarget[0-9.]+", "retarget", candidate)

@@ -27,6 +27,7 @@ from bcquant.io.writer import remove_partials, write_safetensors
 from bcquant.spec.manifest import Figures, ManifestRow
 
 Arrays = dict[str, npt.NDArray[Any]]
+Seconds = dict[str, float]  # by candidate
 
 
 class Journal:
@@ -41,7 +42,7 @@ class Journal:
         """
         self.folder = folder
         self.rows: dict[str, ManifestRow] = {}
-        self.seconds: dict[str, float] = {}
+        self.seconds: dict[str, Seconds] = {}
         self.layers_done = 0
         self.whole_model: Figures | None = None
         try:
@@ -128,7 +129,7 @@ class Journal:
         if "module" in event:
             row = ManifestRow.from_dict(event["module"])
             self.rows[row.module] = row
-            self.seconds[row.module] = float(event["seconds"])
+            self.seconds[row.module] = {k: float(v) for k, v in event["seconds"].items()}
         self.layers_done = max(self.layers_done, int(event.get("layers_done", 0)))
         if "whole_model" in event:
             self.whole_model = dict(event["whole_model"])
@@ -144,7 +145,7 @@ class Journal:
                 "free space, then run the same command again"
             ) from error
 
-    def seal(self, row: ManifestRow, tensors: Arrays, seconds: float) -> None:
+    def seal(self, row: ManifestRow, tensors: Arrays, seconds: Seconds) -> None:
         """Make a finished module durable."""
         write_safetensors(self._path(row.module), tensors, {"format": "pt"})
         self._append({"module": asdict(row), "seconds": seconds})

@@ -22,12 +22,17 @@ class SolveOptions:
             group's scales are fitted when its turn comes, on the error-fed weights.
         damp_percent: share of the mean Hessian diagonal added to the diagonal, 0 < d < 1.
         num_ratios: scale candidates per sign tried by the search.
+        refine_sweeps: sweeps of coordinate descent and scale refit on the best candidate; 0 = off.
+        refine_damp_percent: damping of the loss that they lower. Larger than the solver's, because
+            a descent fits the calibration tokens more closely than one pass of error feedback.
     """
 
     scale_search: bool = True
     act_order: bool = True
     damp_percent: float = 0.01
     num_ratios: int = 12
+    refine_sweeps: int = 4
+    refine_damp_percent: float = 0.05
 
     def __post_init__(self) -> None:
         if not 0.0 < self.damp_percent < 1.0:
@@ -36,6 +41,12 @@ class SolveOptions:
             )
         if not 2 <= self.num_ratios <= 1000:
             raise ConfigError(f"num_ratios is {self.num_ratios}; 2 to 1000 is needed")
+        if not 0 <= self.refine_sweeps <= 1000:
+            raise ConfigError(f"refine_sweeps is {self.refine_sweeps}; 0 to 1000 is needed")
+        if not 0.0 < self.refine_damp_percent < 1.0:
+            raise ConfigError(
+                f"refine_damp_percent is {self.refine_damp_percent}; between 0 and 1 is needed"
+            )
 
 
 @dataclass(frozen=True)

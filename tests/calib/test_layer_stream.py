@@ -291,10 +291,12 @@ def test_hidden_states_that_are_gone_are_reported(llama: ModelSource, tmp_path: 
     stream.close()
 
 
-def test_only_the_current_layers_files_remain(llama: ModelSource, tmp_path: Path) -> None:
+def test_hidden_states_of_earlier_layers_are_removed(llama: ModelSource, tmp_path: Path) -> None:
     run(llama, tmp_path, Recorder())
+    # One set of files for what lives within a layer, however many layers there were.
+    names = ("attended", "gated", "hidden2", "middle")
     left = sorted(p.name for p in tmp_path.iterdir())
-    assert left == ["hidden2.float.f32", "hidden2.quant.f32"]
+    assert left == [f"{name}.{stream}.f32" for name in names for stream in ("float", "quant")]
 
 
 def test_nothing_held_out_gives_empty_held_inputs(llama: ModelSource, tmp_path: Path) -> None:

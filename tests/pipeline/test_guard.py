@@ -66,7 +66,8 @@ def test_the_kept_candidate_has_the_least_held_out_loss(bits: int, symmetric: bo
         loss = held_loss(weights[name], result.grid, stage)
         assert result.losses[result.candidate] == pytest.approx(loss, rel=1e-3)
         assert (result.damp_percent, result.note) == (0.01, "")
-        assert result.seconds >= 0
+        assert set(result.seconds) == {guard.PREPARATION, *result.losses}
+        assert min(result.seconds.values()) >= 0
         result.grid.quantized()  # raises unless codes, scales and zeros fit the format
 
 
@@ -92,19 +93,21 @@ def test_never_worse_than_rtn_even_when_calibration_misleads(seed: int) -> None:
 def test_without_the_guard_the_last_candidate_is_kept() -> None:
     stage = stage_of({"m": random_weight(32, K)}, *streams())
     result = solve_stage(stage, replace(RECIPE, guard=False))["m"]
-    assert result.candidate == "gptq+search+retarget1.00"
+    assert result.candidate == "gptq+search+retarget1.00+refined"
     assert list(result.losses) == [
-        "gptq+search", "gptq+search+retarget0.50", "gptq+search+retarget1.00"
+        "gptq+search", "gptq+search+retarget0.50", "gptq+search+retarget1.00",
+        "gptq+search+retarget1.00+refined",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("options", "solver", "labels"),
     [
-        (SolveOptions(), "rtn", ["rtn", "rtn+search"]),
+        (SolveOptions(), "rtn", ["rtn", "rtn+search", "rtn+search+refined"]),
         (SolveOptions(scale_search=False), "rtn", ["rtn"]),
-        (SolveOptions(scale_search=False), "gptq", ["rtn", "gptq"]),
-        (SolveOptions(), "gptq", ["rtn", "gptq+search"]),
+        (SolveOptions(scale_search=False), "gptq", ["rtn", "gptq", "gptq+refined"]),
+        (SolveOptions(), "gptq", ["rtn", "gptq+search", "gptq+search+refined"]),
+        (SolveOptions(refine_sweeps=0), "gptq", ["rtn", "gptq+search"]),
     ],
 )
 def test_candidates_of_a_recipe(options: SolveOptions, solver: str, labels: list[str]) -> None:
@@ -220,7 +223,7 @@ def test_retarget_improves_the_held_out_loss_where_the_streams_differ() -> None:
 def test_equal_streams_are_not_retargeted() -> None:
     x, _ = streams()
     result = solve_stage(stage_of({"m": random_weight(32, K)}, x, x), RECIPE)["m"]
-    assert list(result.losses) == ["rtn", "gptq+search"]
+    assert list(result.losses) == ["rtn", "gptq+search", "gptq+search+refined"]
     assert result.note == ""
 
 
@@ -292,10 +295,51 @@ def test_the_vertex_is_tried_and_kept_if_it_is_better() -> None:
     middle = x_hat[512:] + 0.7 * (x - x_hat)[512:]
     stage = replace(stage, held_float_MK=middle)
     result = solve_stage(stage, replace(RECIPE, format=QuantFormat(8, 32)))["m"]
-    extra = set(result.losses) - LABELS
-    assert len(extra) == 1
+    extra = [label for label in result.losses if label not in LABELS]
+    assert extra[1:] == [f"{extra[0]}+refined"]
     assert result.candidate in extra
-    assert 0.6 <= float(result.candidate.removeprefix("gptq+search+retarget")) <= 0.85
+    assert 0.6 <= float(extra[0].removeprefix("gptq+search+retarget")) <= 0.85
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_refinement_starts_from_the_best_strength_and_is_kept_if_it_is_better(bits: int) -> None:
+    stage = stage_of({"m": random_weight(32, K)}, *streams())
+    result = solve_stage(stage, replace(RECIPE, format=QuantFormat(bits, 32)))["m"]
+    *before, refined = result.losses
+    best = min((label for label in before if label != "rtn"), key=result.losses.__getitem__)
+    assert refined == f"{best}+refined"
+    assert "retarget" in refined
+    assert result.candidate == refined  # measured: 1 to 6 % less than the best before it
+
+
+def test_refinement_that_fits_few_tokens_too_well_is_not_kept() -> None:
+    x, _ = streams()
+    keep = [*range(32), *range(512, 640)]  # 32 train tokens, 64 columns
+    stage = stage_of({"m": random_weight(32, K)}, x[keep], x[keep])
+    options = SolveOptions(refine_sweeps=50, refine_damp_percent=1e-4)
+    result = solve_stage(stage, replace(RECIPE, solve=options))["m"]
+    assert result.losses["gptq+search+refined"] > 1.05 * result.losses["rtn"]  # measured: 1.11
+    assert result.candidate == "rtn"
+
+
+def test_refinement_leaves_dead_columns_at_zero() -> None:
+    x, x_hat = streams()
+    dead = [0, 9, 63]
+    x[:, dead] = x_hat[:, dead] = 0
+    result = solve_stage(stage_of({"m": random_weight(32, K)}, x, x_hat), RECIPE)["m"]
+    assert "refined" in result.candidate
+    assert (result.grid.dequantize()[:, dead] == 0).all()
+
+
+def test_losses_do_not_depend_on_how_many_rows_are_judged_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stage = [stage_of({"m": random_weight(33, K)}, *streams()) for _ in range(2)]
+    usual = solve_stage(stage[0], RECIPE)["m"]
+    monkeypatch.setattr(guard, "JUDGED_ELEMENTS", 5 * K)  # 5 rows, and 3 at the end
+    parts = solve_stage(stage[1], RECIPE)["m"]
+    assert parts.candidate == usual.candidate
+    assert parts.losses == pytest.approx(usual.losses, rel=1e-5)  # float32 products, other shapes
 
 
 def test_same_stage_gives_the_same_bits_twice() -> None:

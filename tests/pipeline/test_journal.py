@@ -32,7 +32,7 @@ def work(tmp_path: Path) -> Path:
     """A work folder with one sealed module and one finished layer."""
     folder = tmp_path / "out.work"
     with Journal(folder, RUN, restart=False) as journal:
-        journal.seal(row(), ARRAYS, 1.5)
+        journal.seal(row(), ARRAYS, {"rtn": 1.5})
         journal.layer_done(1)
     return folder
 
@@ -44,7 +44,8 @@ def module_file(work: Path) -> Path:
 def test_reopened_journal_has_what_was_sealed(work: Path) -> None:
     with Journal(work, RUN, restart=False) as journal:
         assert journal.rows == {"m": row()}
-        assert (journal.layers_done, journal.seconds, journal.whole_model) == (1, {"m": 1.5}, None)
+        assert (journal.layers_done, journal.whole_model) == (1, None)
+        assert journal.seconds == {"m": {"rtn": 1.5}}
         assert np.array_equal(journal.recall("m")["codes"], ARRAYS["codes"])
 
 
@@ -68,7 +69,7 @@ def test_journal_of_which_only_a_part_of_line_one_was_written_is_new(tmp_path: P
     "line",
     [
         b"garbage", b"7", b"null", b"[]", b'"run"', b'{"module":{}}', b"\xff\xfe",
-        b'{"module":{"module":"m"},"seconds":1}', b'{"layers_done":"x"}', b'{"layers_done":null}',
+        b'{"module":{"module":"m"},"seconds":{}}', b'{"layers_done":"x"}', b'{"layers_done":null}',
         b'{"whole_model":3}', b"[" * 100_000,
     ],
     ids=lambda line: line[:20].decode("latin-1"),
