@@ -20,7 +20,7 @@ from bcquant.errors import BcquantError, ConfigError
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_PIPE_CLOSED = 141
-_NOT_VERBS = ("progress", "quantize_flags", "verb")
+_NOT_VERBS = ("engine_flags", "progress", "quantize_flags", "verb")
 _EXAMPLES = """\
 examples:
   bcquant demo

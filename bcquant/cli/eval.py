@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from typing import TYPE_CHECKING
 
+from bcquant.cli.engine_flags import add_engine_flags
 from bcquant.cli.verb import Verb
+from bcquant.errors import ConfigError
+
+if TYPE_CHECKING:
+    from bcquant.cli.progress import Bar
+    from bcquant.eval.perplexity import PerplexityResult
+    from bcquant.models.source import ModelSource
+    from bcquant.runtime.generation import EngineFacts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-tokens", type=int, metavar="N", help="use only the text's first N tokens"
     )
+    add_engine_flags(parser, "torch")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 
@@ -31,23 +42,66 @@ def run(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from bcquant.cli.progress import progress_bar
-    from bcquant.eval.perplexity import evaluation_text, measure_perplexity
+    from bcquant.eval.perplexity import evaluation_text
     from bcquant.models.source import open_model
+    from bcquant.runtime.engine_choice import check_threads
 
+    check_threads(args.threads)
     text = evaluation_text(args.text)
-    with open_model(args.model) as source, progress_bar("layers", quiet=args.json) as bar:
-        result = measure_perplexity(
-            source, text, args.seq_len, args.stride, args.max_tokens,
-            lambda done, total: bar(args.model, done, total),
-        )  # fmt: skip
+    label = "windows" if args.engine == "native" else "layers"
+    with open_model(args.model) as source, progress_bar(label, quiet=args.json) as bar:
+        measure = _measure_native if args.engine == "native" else _measure_torch
+        result, facts = measure(args, source, text, bar)
     if args.json:
-        print(json.dumps({"model": str(args.model), "text": args.text, **asdict(result)}))
+        said = {"model": str(args.model), "text": args.text, **asdict(result), **facts._asdict()}
+        print(json.dumps(said))
     else:
         print(
             f"perplexity {result.perplexity:.4f} on {result.num_tokens} tokens (windows of "
             f"{result.seq_len}, stride {result.stride}), {result.tokens_per_s:.0f} tokens/s"
         )
     return 0
+
+
+def _measure_native(
+    args: argparse.Namespace, source: ModelSource, text: str, bar: Bar
+) -> tuple[PerplexityResult, EngineFacts]:
+    from bcquant.eval.native_perplexity import native_scorer
+    from bcquant.eval.perplexity import measure_perplexity
+    from bcquant.runtime.engine_choice import physical_cores, why_torch
+    from bcquant.runtime.generation import EngineFacts
+
+    why_torch(source, "native")  # an error where the kernels cannot run it
+    from bcquant.runtime.native_model import NativeModel, NativeOptions
+
+    options = NativeOptions(args.threads or physical_cores(), args.precision or "int8")
+    model = NativeModel.load(
+        source, options, args.seq_len, say=lambda line: print(line, file=sys.stderr)
+    )
+    result = measure_perplexity(
+        source, text, args.seq_len, args.stride, args.max_tokens,
+        score=native_scorer(model, lambda done, total: bar(args.model, done, total)),
+    )  # fmt: skip
+    return result, EngineFacts("native", model.tier, options.num_threads, model.precision)
+
+
+def _measure_torch(
+    args: argparse.Namespace, source: ModelSource, text: str, bar: Bar
+) -> tuple[PerplexityResult, EngineFacts]:
+    import torch
+
+    from bcquant.eval.perplexity import measure_perplexity
+    from bcquant.runtime.generation import EngineFacts
+
+    if args.precision == "int8":
+        raise ConfigError("--precision int8 needs --engine native; torch computes exactly")
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    result = measure_perplexity(
+        source, text, args.seq_len, args.stride, args.max_tokens,
+        lambda done, total: bar(args.model, done, total),
+    )  # fmt: skip
+    return result, EngineFacts("torch", None, torch.get_num_threads(), "float32")
 
 
 VERB = Verb(
@@ -58,5 +112,6 @@ VERB = Verb(
     examples="""
     bcquant eval ppl path/to/model --text builtin
     bcquant eval ppl model.gguf --text book.txt --seq-len 2048 --stride 1024 --json
+    bcquant eval ppl quantized --engine native --precision int8
     """,
 )

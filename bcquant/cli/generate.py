@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
+from bcquant.cli.engine_flags import add_engine_flags
 from bcquant.cli.verb import Verb
+
+if TYPE_CHECKING:
+    from bcquant.runtime.generation import Generation, TextEngine
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +42,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="above 1 makes seen tokens less likely (default: 1)",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draw (default: 0)")
+    add_engine_flags(parser, "auto")
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object at the end instead of the text"
     )
@@ -45,7 +51,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> int:
     import sys
 
-    from bcquant.runtime.sampler import SamplingOptions
+    from bcquant.runtime.sampling_options import SamplingOptions
 
     options = SamplingOptions(
         temperature=args.temperature,
@@ -54,9 +60,12 @@ def _run(args: argparse.Namespace) -> int:
         repetition_penalty=args.repetition_penalty,
         seed=args.seed,
     )  # before the model is read, so that a wrong flag is told at once
-    from bcquant.runtime.engine import Engine
+    from bcquant.runtime.engine_choice import open_engine
 
-    engine = Engine.load(args.model, say=lambda line: print(line, file=sys.stderr))
+    engine = open_engine(
+        args.model, args.engine, args.threads, args.precision,
+        say=lambda line: print(line, file=sys.stderr),
+    )  # fmt: skip
     prompt: str | list[int] = args.prompt
     if args.chat:
         prompt = engine.tokenizer.encode_chat([{"role": "user", "content": args.prompt}])
@@ -67,20 +76,11 @@ def _run(args: argparse.Namespace) -> int:
         if not args.json:
             sys.stdout.write(piece)
             sys.stdout.flush()
+    if args.json:
+        _print_json("".join(pieces), generation, engine)
+        return 0
     stats = generation.stats
     assert stats is not None, "a finished generation has its statistics"
-    if args.json:
-        import dataclasses
-        import json
-
-        result = {
-            "text": "".join(pieces),
-            "ids": generation.ids,
-            **dataclasses.asdict(stats),
-            "tokens_per_s": stats.tokens_per_s,
-        }
-        print(json.dumps(result, ensure_ascii=False))
-        return 0
     print()
     print(
         f"{stats.num_prompt_tokens} prompt tokens in {stats.prefill_s:.2f} s, "
@@ -89,6 +89,22 @@ def _run(args: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     return 0
+
+
+def _print_json(text: str, generation: Generation, engine: TextEngine) -> None:
+    import dataclasses
+    import json
+
+    stats = generation.stats
+    assert stats is not None, "a finished generation has its statistics"
+    result = {
+        "text": text,
+        "ids": generation.ids,
+        **dataclasses.asdict(stats),
+        "tokens_per_s": stats.tokens_per_s,
+        **engine.facts._asdict(),
+    }
+    print(json.dumps(result, ensure_ascii=False))
 
 
 VERB = Verb(

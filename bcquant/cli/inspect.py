@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     facts = collect_facts(args.path)
     verdicts = judge(facts)
     if args.json:
-        print(json.dumps(as_json(facts, verdicts), indent=2))
+        print(json.dumps(as_json(facts, verdicts) | _engine_json(facts), indent=2))
     else:
         _print_report(facts, verdicts, args.all)
     return 0
@@ -81,9 +81,17 @@ def as_json(facts: Facts, verdicts: list[Verdict]) -> dict[str, Any]:
     }
 
 
+def _engine_json(facts: Facts) -> dict[str, Any]:
+    from bcquant.cli._engine_facts import engine_of, kernel_facts
+
+    kernels = kernel_facts()._asdict()
+    return {"kernels": kernels, "generate": engine_of(facts.path, facts.problem)}
+
+
 def _print_report(facts: Facts, verdicts: list[Verdict], every: bool) -> None:
     from rich.console import Console
 
+    from bcquant.cli._engine_facts import engine_of, kernel_facts
     from bcquant.cli._loaders import CHECKED_WITH
 
     console = Console(highlight=False, soft_wrap=False)
@@ -97,6 +105,8 @@ def _print_report(facts: Facts, verdicts: list[Verdict], every: bool) -> None:
         ("weights", f"{facts.num_weights:,}"),
         ("size", f"{facts.file_bytes:,} bytes ({facts.file_bytes / 1e6:.1f} MB)"),
         ("bits per weight", f"{bits} (every stored tensor counted)"),
+        ("kernels", kernel_facts().describe()),
+        ("generate", engine_of(facts.path, facts.problem)),
     ):
         console.print(f"{label:<16}{value}", markup=False)
     console.print()

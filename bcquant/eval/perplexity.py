@@ -1,4 +1,7 @@
-"""Strided perplexity of any checkpoint that bcquant reads, one block in memory at a time."""
+"""Strided perplexity of any checkpoint that bcquant reads, one block in memory at a time.
+
+Torch in float32 is the judge; eval/native_perplexity.py puts the native engine in its place.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,9 @@ from bcquant.models.architecture import EMBEDDING, FINAL_NORM, HEAD
 from bcquant.models.precision import fast_float32
 from bcquant.models.source import ModelSource
 from bcquant.runtime.tokenizer import open_tokenizer
+
+# Windows of equal length (S, T) and each one's first scored position -> their summed -log p, nats.
+Scorer = Callable[[I64Array, list[int]], float]
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,7 @@ def measure_perplexity(
     stride: int | None = None,
     max_tokens: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    score: Scorer | None = None,
 ) -> PerplexityResult:
     """Perplexity of a text in windows of `seq_len` tokens that start every `stride` tokens.
 
@@ -64,6 +71,8 @@ def measure_perplexity(
     Args:
         stride: 1 to seq_len; None = seq_len (windows do not overlap).
         max_tokens: use only this many tokens from the start of the text.
+        progress: called by the torch scorer after every layer with (layers done, layers).
+        score: what computes; None = torch in float32, one block in memory at a time.
     Raises:
         ConfigError: fewer than two tokens of text, or a stride or length out of range.
     """
@@ -81,8 +90,21 @@ def measure_perplexity(
     if len(ids) < 2:
         raise ConfigError(f"the text has {len(ids)} tokens; perplexity needs at least 2")
     nll, scored = 0.0, 0
-    head, seen = load_head(source), _head_input(source)
+    score = score or _torch_scorer(source, progress)
     for windows, firsts in _batches(ids, seq_len, stride):
+        nll += score(windows, firsts)
+        scored += sum(windows.shape[1] - first for first in firsts)
+    seconds = time.monotonic() - start_s
+    return PerplexityResult(
+        perplexity(nll, scored), nll / scored, scored, seq_len, stride, seconds, scored / seconds
+    )
+
+
+def _torch_scorer(source: ModelSource, progress: Callable[[int, int], None]) -> Scorer:
+    head, seen = load_head(source), _head_input(source)
+
+    def score(windows: I64Array, firsts: list[int]) -> float:
+        nll = 0.0
         with (
             tempfile.TemporaryDirectory(prefix="bcquant-") as folder,
             fast_float32(),
@@ -92,12 +114,10 @@ def measure_perplexity(
             for i, first in enumerate(firsts):
                 targets = torch.from_numpy(windows[i, first:])
                 nll += nll_sum(head, hidden.read(i, i + 1)[0, first - 1 : -1], targets, seen)
-                scored += len(targets)
             hidden.close()
-    seconds = time.monotonic() - start_s
-    return PerplexityResult(
-        perplexity(nll, scored), nll / scored, scored, seq_len, stride, seconds, scored / seconds
-    )
+        return nll
+
+    return score
 
 
 def load_head(source: ModelSource) -> Head:

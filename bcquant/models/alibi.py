@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def alibi_slopes(num_heads: int) -> list[float]:
@@ -31,6 +34,8 @@ def alibi_bias(
     Returns:
         float32, shape (B, H, T, S); what lies after the query is not masked here.
     """
+    import torch
+
     slopes = torch.tensor(alibi_slopes(num_heads), device=query_positions_BT.device)
     distance = key_positions_BS.unsqueeze(-2) - query_positions_BT.unsqueeze(-1)
     return slopes.view(1, -1, 1, 1) * distance.unsqueeze(1).to(torch.float32)

@@ -46,6 +46,7 @@ from bcquant.quant.grid import dequantize
 from bcquant.quant.quant_configs import QuantSpec, parse_quant_config
 from bcquant.quant.tensors import QuantizedTensor
 from bcquant.spec.model_config import ModelConfig
+from bcquant.spec.quant_format import QuantFormat
 
 F32Array = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
@@ -155,6 +156,17 @@ class ModelSource(Closing):
             return None
         q = self._quantized.read(ref.name.removesuffix(".weight"))
         return q if ref.rows is None else slice_rows(q, ref.rows)
+
+    def format_of(self, module: str) -> QuantFormat | None:
+        """How a module is quantized, None if it is stored as floats; no data is read.
+
+        Raises:
+            CheckpointError: there is no such module.
+        """
+        ref = self._ref(f"{module}.weight")
+        if self.quant is None or not self._is_quantized(ref):
+            return None
+        return self.quant.format_of(ref.name.removesuffix(".weight"))
 
     def raw(self, name: str, rows: Rows | None = None) -> Array | RawTensor:
         """A canonical tensor in its stored type, for copying it into another checkpoint.

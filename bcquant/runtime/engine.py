@@ -1,113 +1,30 @@
-"""Prompt in, text out: prefill, one token at a time with a key/value cache, streamed as text."""
+"""The torch engine: prefill, then one token at a time with a key/value cache."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from bcquant.errors import ConfigError
 from bcquant.models.decoder import Decoder
 from bcquant.models.source import open_model
+from bcquant.runtime.generation import EngineFacts, Generation, GenerationStats, TextEngine
 from bcquant.runtime.kv_cache import KvCache
 from bcquant.runtime.memory import available_memory, plan_memory
 from bcquant.runtime.sampler import SamplingOptions, sample
-from bcquant.runtime.stop_strings import StopStrings
 from bcquant.runtime.tokenizer import Tokenizer, open_tokenizer
 
-
-@dataclass(frozen=True)
-class GenerationStats:
-    """What a generation did.
-
-    Attributes:
-        num_prompt_tokens, num_new_tokens: an end-of-text token is not counted as new.
-        prefill_s, decode_s: seconds for the prompt, and for all tokens after the first.
-        stop_reason: "eos", "stop" (a stop string) or "length".
-    """
-
-    num_prompt_tokens: int
-    num_new_tokens: int
-    prefill_s: float
-    decode_s: float
-    stop_reason: str
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Decoding speed; 0 when nothing was decoded after the first token."""
-        return (
-            (self.num_new_tokens - 1) / self.decode_s
-            if self.decode_s and self.num_new_tokens > 1
-            else 0.0
-        )
+__all__ = ["Engine", "Generation", "GenerationStats"]
 
 
-class Generation:
-    """A running generation: iterate over it for text, then read `ids` and `stats`.
-
-    Attributes:
-        ids: tokens generated so far, without the end token.
-        stats: set when the iteration is over.
-    """
-
-    def __init__(
-        self,
-        engine: Engine,
-        prompt_ids: Sequence[int],
-        max_new_tokens: int,
-        options: SamplingOptions,
-        stop: Sequence[str],
-    ) -> None:
-        self.ids: list[int] = []
-        self.stats: GenerationStats | None = None
-        self._engine = engine
-        self._prompt_ids = list(prompt_ids)
-        self._max_new_tokens = max_new_tokens
-        self._options = options
-        self._stop = StopStrings(stop)
-
-    def __iter__(self) -> Iterator[str]:
-        """Pieces of text, each valid Unicode; they join to the whole text.
-
-        Raises:
-            ShapeError: the model gives no finite logits.
-        """
-        stream = self._engine.tokenizer.stream()
-        eos = set(self._engine.tokenizer.eos_ids)
-        reason, first_at = "length", 0.0
-        start = time.perf_counter()
-        for token_id in self._engine.generate_ids(
-            self._prompt_ids, self._max_new_tokens, self._options
-        ):
-            first_at = first_at or time.perf_counter()
-            if token_id in eos:
-                reason = "eos"
-                break
-            self.ids.append(token_id)
-            if piece := self._stop.push(stream.push(token_id)):
-                yield piece
-            if self._stop.is_found:
-                reason = "stop"
-                break
-        tail = self._stop.push(stream.flush()) + self._stop.flush()
-        end = time.perf_counter()
-        first_at = first_at or end
-        self.stats = GenerationStats(
-            len(self._prompt_ids), len(self.ids), first_at - start, end - first_at, reason
-        )
-        if tail:
-            yield tail
-
-
-class Engine:
-    """A resident model with its tokenizer."""
+class Engine(TextEngine):
+    """A model resident in torch, with its tokenizer."""
 
     def __init__(self, decoder: Decoder, tokenizer: Tokenizer) -> None:
         self.decoder = decoder
+        self.config = decoder.config
         self.tokenizer = tokenizer
 
     @classmethod
@@ -142,28 +59,11 @@ class Engine:
                     say(f"{sum(sizes):,} parameters in {plan.describe()}")
             return cls(Decoder.load(source, dtype=dtype), tokenizer)
 
-    def generate(
-        self,
-        prompt: str | Sequence[int],
-        max_new_tokens: int = 128,
-        options: SamplingOptions | None = None,
-        stop: Sequence[str] = (),
-    ) -> Generation:
-        """Start a generation.
-
-        Args:
-            prompt: text, or ids (from `Tokenizer.encode_chat`, for example).
-            options: how to draw; None is greedy.
-            stop: strings that end the text and are left out of it.
-        Raises:
-            ConfigError: the prompt is empty, holds ids that the model does not have, or does not
-                fit into the context together with the new tokens.
-        """
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        if not ids and self.tokenizer.bos_id is not None:
-            ids = [self.tokenizer.bos_id]
-        self._check(ids, max_new_tokens)
-        return Generation(self, ids, max_new_tokens, options or SamplingOptions(), stop)
+    @property
+    def facts(self) -> EngineFacts:
+        """What computes."""
+        dtype = str(self.decoder.embedding.dtype).removeprefix("torch.")
+        return EngineFacts("torch", None, torch.get_num_threads(), dtype)
 
     def generate_ids(
         self, prompt_ids: Sequence[int], max_new_tokens: int, options: SamplingOptions
@@ -173,7 +73,7 @@ class Engine:
         Raises:
             ConfigError: as `generate`.
         """
-        self._check(prompt_ids, max_new_tokens)
+        self.check(prompt_ids, max_new_tokens)
         history = list(prompt_ids)
         cache = KvCache(
             self.decoder.config,
@@ -189,24 +89,3 @@ class Engine:
             history.append(token_id)
             step_ids = [token_id]
             yield token_id
-
-    def _check(self, ids: Sequence[int], max_new_tokens: int) -> None:
-        cfg = self.decoder.config
-        if not ids:
-            raise ConfigError("the prompt is empty and the model has no begin token; give a prompt")
-        if max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens is {max_new_tokens}; at least 1 is needed")
-        outside = next((i for i in ids if not 0 <= i < cfg.vocab_size), None)
-        if outside is not None:
-            raise ConfigError(
-                f"the prompt holds the id {outside} but the model's vocabulary has "
-                f"{cfg.vocab_size}; "
-                "use the tokenizer that belongs to this model"
-            )
-        total = len(ids) + max_new_tokens
-        if total > cfg.max_positions:
-            raise ConfigError(
-                f"{len(ids)} prompt tokens and {max_new_tokens} new ones are {total}, but the "
-                "model's "
-                f"context holds {cfg.max_positions}; shorten the prompt or lower --max-new-tokens"
-            )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from bcquant.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 _GIB = 1 << 30
 # Activations, the tokenizer, the interpreter and torch itself.
@@ -52,6 +54,8 @@ def plan_memory(
     Raises:
         ConfigError: not even bfloat16 fits; the message has the numbers.
     """
+    import torch
+
     plans = []
     for dtype in (torch.float32, torch.bfloat16):
         resident = (num_params + num_cache_values) * dtype.itemsize

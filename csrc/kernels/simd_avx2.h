@@ -12,7 +12,7 @@ constexpr int kLanes = 8;
 constexpr int kTileTokens = 4;  // 1 panel x 4 tokens: 8 accumulators, 2 of codes, 3 of products
 constexpr int kTilePanels = 1;  // two panels x 2 .. 4 tokens are 10 % slower on Zen 5
 constexpr int kGemvTokens = 4;  // the arithmetic, not the stream of codes, bounds 2 tokens and more
-constexpr int kExactTokens = 4;  // 5 and 6 spill with 16-bit weights: 64 GFLOP/s, not 113
+constexpr int kExactTokens = 4;  // 6 spill with 16-bit weights: 64 GFLOP/s, not 113
 constexpr int kVectorRegisters = 16;
 constexpr int32_t kBias8 = 128;  // what dot8 takes from every 8-bit code
 

@@ -12,7 +12,7 @@ from bcquant.cli import main
 
 KEYS = {
     "model", "text", "perplexity", "nll", "num_tokens", "seq_len", "stride", "seconds",
-    "tokens_per_s",
+    "tokens_per_s", "engine", "tier", "threads", "precision",
 }  # fmt: skip
 
 

@@ -4,46 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from factory import make_tiny, make_tiny_gguf
+from tiny_quantized import quantized_folder
 
 from bcquant.cli import main
 from bcquant.cli._checkpoint_facts import collect_facts, linear_bits_per_weight
 from bcquant.cli._loaders import judge
 from bcquant.io.checkpoint import open_checkpoint
-from bcquant.io.writer import write_safetensors
-from bcquant.quant.grid import quantize_nearest
-from bcquant.quant.quant_configs import compressed_config, gptq_config
-from bcquant.quant.repack import to_compressed, to_gptq, to_int8
 from bcquant.spec.quant_format import QuantFormat
-
-
-def quantized_folder(folder: Path, target: str, fmt: QuantFormat, family: str = "llama") -> Path:
-    """A tiny model whose blocks' Linear weights are rounded to nearest and stored as `target`."""
-    make_tiny(family, folder, "F16")
-    tensors: dict[str, Any] = {}
-    with open_checkpoint(folder) as reader:
-        for name in reader.tensors:
-            module = name.removesuffix(".weight")
-            if ".layers." not in name or not module.endswith(("proj", "W_pack")):
-                tensors[name] = reader.read(name)
-                continue
-            q = quantize_nearest(reader.read_f32(name), fmt)
-            if target == "int-quantized":
-                parts = to_int8(q)
-            elif target == "compressed-tensors":
-                parts = to_compressed(q)
-            else:
-                parts = to_gptq(q, target)
-            tensors |= {f"{module}.{suffix}": array for suffix, array in parts.items()}
-        config = dict(reader.config)
-    write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
-    is_gptq = target in ("v1", "v2")
-    config["quantization_config"] = gptq_config(fmt, target) if is_gptq else compressed_config(fmt)
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
 
 
 def verdicts(path: Path) -> dict[str, tuple[str, str]]:
@@ -170,6 +140,35 @@ def test_json_holds_every_tensor(tmp_path: Path, capsys: pytest.CaptureFixture[s
     with open_checkpoint(path) as reader:
         assert [t["name"] for t in report["tensors"]] == list(reader.tensors)
     assert report["loaders"][0]["loader"] == "bcquant"
+
+
+def test_kernel_tier_and_engine_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bcquant.kernels import native
+
+    path = str(quantized_folder(tmp_path / "m", "v1", QuantFormat(4, 32)))
+    assert main(["inspect", path, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["kernels"]["tier"] == native.active_tier()
+    assert tuple(report["kernels"]["tiers"]) == native.tiers()
+    assert report["generate"] == "native engine"
+    assert main(["inspect", path]) == 0
+    assert f"tier {native.active_tier()} (this build has" in capsys.readouterr().out
+    native.context.cache_clear()
+    monkeypatch.setenv("BCQ_FORCE_TIER", "z80")
+    assert main(["inspect", path, "--json"]) == 0
+    kernels = json.loads(capsys.readouterr().out)["kernels"]
+    assert kernels["tier"] is None
+    assert "this build has" in kernels["problem"]
+
+
+def test_engine_of_a_float_checkpoint_is_torch_with_the_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(make_tiny("llama", tmp_path / "m")), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)["generate"]
+    assert said.startswith("torch engine (not a quantized checkpoint")
 
 
 def test_layers_share_a_line_unless_all_is_given(

@@ -240,6 +240,8 @@ def test_quantized_modules_are_read_and_dequantized(kind: str, family: str, tmp_
     with open_model(folder) as source:
         assert source.quant is not None
         assert source.stored_dtype(f"{K}.weight") == "quantized"
+        assert source.format_of(K) == QUANTIZED[kind]
+        assert source.format_of("lm_head") is None
         q = source.quantized(K)
         assert q is not None
         np.testing.assert_array_equal(dequantize(q), want)

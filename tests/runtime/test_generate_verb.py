@@ -30,6 +30,7 @@ def test_text_goes_to_stdout_and_the_rest_to_stderr(
     argv = [str(model), "--prompt", "你好", "--max-new-tokens", "8"]
     status, out, err = _run(capsys, *argv)
     assert status == 0
+    assert err.startswith("torch engine (not a quantized checkpoint")
     assert "parameters in float32" in err
     assert "tokens/s" in err
     _, as_json, _ = _run(capsys, *argv, "--json")
@@ -46,6 +47,7 @@ def test_json_is_one_object(model: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert set(result) == {
         "text", "ids", "num_prompt_tokens", "num_new_tokens",
         "prefill_s", "decode_s", "stop_reason", "tokens_per_s",
+        "engine", "tier", "threads", "precision",
     }  # fmt: skip
 
 
@@ -62,3 +64,29 @@ def test_missing_model_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
     status, _, err = _run(capsys, str(tmp_path / "nothing"), "--prompt", "a")
     assert status == 2
     assert err.count("\n") == 1
+
+
+def test_native_engine_is_named_on_stderr_and_in_json(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tiny_quantized import quantize_folder
+
+    from bcquant.kernels import native
+    from bcquant.spec.quant_format import QuantFormat
+
+    folder = tmp_path / "q"
+    shutil.copytree(model, folder)
+    quantize_folder(folder, "v1", QuantFormat(4, 32))
+    argv = [str(folder), "--prompt", "a", "--max-new-tokens", "3", "--threads", "2"]
+    status, out, err = _run(capsys, *argv)
+    tier = native.active_tier()
+    assert status == 0
+    assert err.count("native engine:") == 1
+    assert f"tier {tier}, 2 threads, precision int8" in err
+    _, as_json, _ = _run(capsys, *argv, "--precision", "exact", "--json")
+    result = json.loads(as_json)
+    assert [result[k] for k in ("engine", "tier", "threads", "precision")] == [
+        "native", tier, 2, "exact",
+    ]  # fmt: skip
+    status, out, err = _run(capsys, *argv, "--engine", "torch", "--precision", "int8")
+    assert (status, out, err.count("\n")) == (2, "", 1)
