@@ -118,6 +118,16 @@ inline vi dot8(vi acc, vi w, vi a) {
   const vi centred = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
   return dot7(acc, _mm256_abs_epi8(centred), _mm256_sign_epi8(a, centred));
 }
+/// Sums of a unit of narrow codes in 16 bits: at most 8 quads * 2 * 15 * 127 = 30480 < 2^15.
+#define BCQ_NARROW_SUMS
+inline vi dot_narrow(vi part, vi w, vi a) {
+  part = _mm256_add_epi16(part, _mm256_maddubs_epi16(w, a));
+  __asm__ volatile("" : "+x"(part));  // as in dot7
+  return part;
+}
+inline vi add_narrow(vi acc, vi part) {
+  return _mm256_add_epi32(acc, _mm256_madd_epi16(part, _mm256_set1_epi16(1)));
+}
 inline void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
 
 }  // namespace

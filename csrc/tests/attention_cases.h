@@ -138,12 +138,14 @@ double attention_bound(const bcq_attention& a, int64_t token, int64_t head) {
 
 void check_attention(const bcq_attention& a, const float* truth) {
   const int64_t width = a.num_heads * a.kv->head_dim;
+  double bound = 0.0;  // of a head of a token; under qemu it takes most of the time
   for (int64_t i = 0; i < a.num_tokens * a.ldo; i++) {
     const int64_t m = i / a.ldo, c = i % a.ldo;
+    if (c < width && c % a.kv->head_dim == 0) bound = attention_bound(a, m, c / a.kv->head_dim);
     if (c >= width || !isfinite(truth[i]))
       check_same("out", m, c, a.out[i], truth[i]);
     else
-      check_close("out", m, c, a.out[i], truth[i], attention_bound(a, m, c / a.kv->head_dim));
+      check_close("out", m, c, a.out[i], truth[i], bound);
   }
 }
 
