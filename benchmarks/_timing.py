@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-SETTLE_S = 0.02  # the threads of the one before may spin this long after its last call
+SETTLE_S = 0.1  # the threads of the one before may spin after its last call
 
 
 @dataclass

@@ -27,9 +27,10 @@ constexpr int64_t kWatchPeriod = 1 * kMs;   // between looks at the CPU clock (a
 constexpr int64_t kDenied = 300 * kUs;      // without a core for so long: it is contested
 constexpr int64_t kLateWake = 500 * kUs;    // from wake-up to running; quiet: under 100 us
 constexpr int64_t kFirstRest = 5 * kMs;
-constexpr int64_t kLongestRest = 160 * kMs;
+constexpr int64_t kLongestRest = 40 * kMs;   // a trial costs the caller nothing, so often
 constexpr int64_t kLongestTrial = 10 * kMs;  // longer than a slice of the scheduler
-constexpr int64_t kForget = 100 * kMs;       // undisturbed for so long: start from kFirstRest
+constexpr int64_t kStepAside = 1 * kMs;
+constexpr int64_t kForget = 100 * kMs;  // undisturbed for so long: start from kFirstRest
 constexpr int kPollsPerClock = 32;
 constexpr size_t kLine = 128;  // two cache lines: neighbours are prefetched in pairs
 
@@ -136,31 +137,39 @@ bool sleep_until_woken(Worker* self) {
          !is_in_callers_way(pool);
 }
 
-// Sleeps for self->rest, whatever the caller does; then on, while there is no loop. True as above.
-bool sleep_for_rest(Worker* self) {
-  const int64_t end = now_ns() + self->rest;
+// Sleeps for a set time, whatever the caller does.
+void sleep_for(Worker* self, int64_t length) {
   prepare_to_park(&self->parking);
-  if (!is_stopped(self->pool)) park(&self->parking, self->rest);
+  if (!is_stopped(self->pool)) park(&self->parking, length);
   claim_wake(&self->parking);
-  if (has_tasks(self->pool)) return now_ns() - end < kLateWake;
-  __atomic_store_n(&self->is_resting, 0, __ATOMIC_SEQ_CST);
-  const bool is_clear = sleep_until_woken(self);
-  __atomic_store_n(&self->is_resting, 1, __ATOMIC_SEQ_CST);
-  return is_clear;
 }
 
-// Spins without taking tasks; true if the core stays the worker's and is not the caller's.
+// Sleeps for self->rest, then on, while there is no loop.
+void sleep_for_rest(Worker* self) {
+  sleep_for(self, self->rest);
+  if (has_tasks(self->pool)) return;
+  __atomic_store_n(&self->is_resting, 0, __ATOMIC_SEQ_CST);
+  sleep_until_woken(self);
+  __atomic_store_n(&self->is_resting, 1, __ATOMIC_SEQ_CST);
+}
+
+// Spins without taking tasks; true if the core stays the worker's and is not the caller's. On the
+// caller's core it steps aside, and the scheduler places it anew.
 bool passes_trial(Worker* self, int64_t length) {
   const int64_t start = now_ns();
   int64_t before = start;
   while (before - start < length && !is_stopped(self->pool)) {
-    if (is_in_callers_way(self->pool)) return false;
+    if (is_in_callers_way(self->pool)) {
+      sleep_for(self, kStepAside);
+      before = now_ns();
+      continue;
+    }
     for (int i = 0; i < kPollsPerClock; ++i) relax();
     const int64_t now = now_ns();
     if (now - before > kDenied) return false;
     before = now;
   }
-  return true;
+  return !is_in_callers_way(self->pool);
 }
 
 // The core is contested: stay away, longer each time that it still is.
@@ -176,7 +185,8 @@ void rest(Worker* self) {
     const int64_t doubled = self->rest == 0 ? kFirstRest : 2 * self->rest;
     self->rest = doubled < kLongestRest ? doubled : kLongestRest;
     const int64_t trial = self->rest < kLongestTrial ? self->rest : kLongestTrial;
-    is_clear = sleep_for_rest(self) && passes_trial(self, trial);
+    sleep_for_rest(self);
+    is_clear = passes_trial(self, trial);
   }
   __atomic_sub_fetch(&self->pool->num_absent, 1, __ATOMIC_SEQ_CST);
   __atomic_store_n(&self->is_resting, 0, __ATOMIC_SEQ_CST);

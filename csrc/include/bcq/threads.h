@@ -2,7 +2,7 @@
 ///
 /// A loop's tasks are handed out one by one through a counter, so a thread that loses its core
 /// keeps only the task that it holds. Workers spin briefly between loops, then sleep. A worker
-/// whose core another process wants takes no tasks for 5 to 160 ms, then tries again; the others
+/// whose core another process wants takes no tasks for 5 to 40 ms, then tries again; the others
 /// go on. Measured figures and reasons: docs/decisions/0006-threads.md.
 #ifndef BCQ_THREADS_H_
 #define BCQ_THREADS_H_
