@@ -55,6 +55,9 @@ def main() -> None:
         for shape in args.shapes:
             k, n = map(int, shape.split("x"))
             for group_size in args.groups:
+                if k % group_size:  # the peers have no kernel for a shorter last group
+                    print(f"{shape} g{group_size}: left out, {k} is no multiple of {group_size}")
+                    continue
                 for found in _shape(k, n, group_size, args, peak, machine_samples):
                     rows.append(found)
                     print(_line(found), flush=True)

@@ -23,7 +23,7 @@ namespace {
 constexpr size_t kBytes = size_t{256} << 20;  // eight times a large L3
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr int64_t kRounds = 1'000'000;
-constexpr int kSums = 16;  // more than two units with five cycles of latency have in flight
+constexpr int kSums = 12;  // more than two units with five cycles of latency have in flight
 volatile uint64_t g_sink;  // keeps the loops' results alive
 
 double now_s() {
@@ -59,18 +59,20 @@ inline Dot dot(Dot sum, Dot a, Dot b) { return _mm256_dpbusd_avx_epi32(sum, a, b
 #endif
 
 #ifndef NO_DOT
+/// Sums in variables of their own: GCC keeps an array of them in memory.
 uint64_t dot_loop(int64_t rounds) {
-  Dot sum[kSums], a, b;
-  memset(&a, 3, sizeof a), memset(&b, 5, sizeof b);
-  memset(sum, 0, sizeof sum);
+  const Dot a = Dot{} + 3, b = Dot{} + 5;
+  Dot s0{}, s1{}, s2{}, s3{}, s4{}, s5{}, s6{}, s7{}, s8{}, s9{}, s10{}, s11{};
   for (int64_t i = 0; i < rounds; i++) {
-    for (Dot& s : sum) s = dot(s, a, b);
-    asm volatile("" : "+v"(a), "+v"(b));  // else the loop is folded
+    s0 = dot(s0, a, b), s1 = dot(s1, a, b), s2 = dot(s2, a, b), s3 = dot(s3, a, b);
+    s4 = dot(s4, a, b), s5 = dot(s5, a, b), s6 = dot(s6, a, b), s7 = dot(s7, a, b);
+    s8 = dot(s8, a, b), s9 = dot(s9, a, b), s10 = dot(s10, a, b), s11 = dot(s11, a, b);
+    // Else the twelve are found to be equal.
+    asm volatile("" : "+v"(s0), "+v"(s1), "+v"(s2), "+v"(s3), "+v"(s4), "+v"(s5), "+v"(s6),
+                      "+v"(s7), "+v"(s8), "+v"(s9), "+v"(s10), "+v"(s11));
   }
-  for (int i = 1; i < kSums; i++) sum[0] = dot(sum[0], sum[i], b);
-  uint64_t first;
-  memcpy(&first, &sum[0], sizeof first);
-  return first;
+  const Dot all = s0 + s1 + s2 + s3 + s4 + s5 + s6 + s7 + s8 + s9 + s10 + s11;
+  return (uint64_t)all[0];
 }
 #endif
 
