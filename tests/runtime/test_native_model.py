@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import signal
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,13 +207,18 @@ def test_interrupted_prompt_leaves_the_model_as_it_was(path: Path) -> None:
         _thread.interrupt_main()
 
     other = threading.Thread(target=interrupt)
+    # A shell's background job, as CI may be one, ignores the signal.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     other.start()
-    with pytest.raises(KeyboardInterrupt):
-        for _ in range(1000):  # the signal meets a call after a few
-            model.reserve(200)
-            begun.set()
-            model.last_logits(ids)
-    other.join()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            for _ in range(1000):  # the signal meets a call after a few
+                model.reserve(200)
+                begun.set()
+                model.last_logits(ids)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        other.join()
     model.reserve(200)
     assert np.array_equal(model.last_logits(ids), wanted)
 
