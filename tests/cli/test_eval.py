@@ -33,8 +33,9 @@ def test_json_is_one_object(model: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_text_of_a_file_and_the_line_for_people(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "300")  # the progress line is cut at the width
     text = tmp_path / "text.txt"
     text.write_text("some words " * 20, encoding="utf-8")
     assert main(["eval", "ppl", str(model), "--text", str(text), "--seq-len", "16"]) == 0

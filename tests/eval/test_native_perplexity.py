@@ -63,8 +63,9 @@ def test_nll_is_that_of_a_softmax() -> None:
 
 
 def test_verb_names_engine_tier_and_precision(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "300")  # the progress line is cut at the width
     from bcquant.kernels import native
 
     path = str(checkpoint(tmp_path / "m", "v1", QuantFormat(4, 32)))
