@@ -54,6 +54,7 @@ LAYERS: dict[str, tuple[int, str]] = {
     "bcquant.train": (6, "yes"),
     "bcquant.eval": (6, "yes"),
     "bcquant.eval.native_perplexity": (6, "no"),
+    "bcquant.eval.perplexity": (6, "lazy"),
     "bcquant.cli": (7, "lazy"),
     "bcquant.__main__": (8, "lazy"),
 }

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 
+from bcquant.calib.likelihood import perplexity
 from bcquant.models.norm import rms_norm
 
 HEAD_TOKENS = 256  # positions whose logits exist at once
@@ -77,9 +77,3 @@ class PairMeter:
             "top1_agreement": self._agree / count,
             "tokens": float(self.tokens),
         }
-
-
-def perplexity(nll: float, tokens: int) -> float:
-    """exp(nll / tokens), infinity where that overflows."""
-    mean = nll / tokens
-    return math.exp(mean) if mean < 700 else math.inf

@@ -1,26 +1,21 @@
 """Strided perplexity of any checkpoint that bcquant reads, one block in memory at a time.
 
-Torch in float32 is the judge; eval/native_perplexity.py puts the native engine in its place.
+Torch in float32 is the judge (eval/torch_perplexity.py, imported only where it computes);
+eval/native_perplexity.py puts the native engine in its place.
 """
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from bcquant.calib.dataset import I64Array, builtin_text, read_text
-from bcquant.calib.forward import final_hidden
-from bcquant.calib.layer_stream import fake_int8_token
-from bcquant.calib.measure import Head, nll_sum, perplexity
+from bcquant.calib.likelihood import perplexity
 from bcquant.errors import ConfigError
-from bcquant.models.architecture import EMBEDDING, FINAL_NORM, HEAD
-from bcquant.models.precision import fast_float32
 from bcquant.models.source import ModelSource
 from bcquant.runtime.tokenizer import open_tokenizer
 
@@ -90,7 +85,10 @@ def measure_perplexity(
     if len(ids) < 2:
         raise ConfigError(f"the text has {len(ids)} tokens; perplexity needs at least 2")
     nll, scored = 0.0, 0
-    score = score or _torch_scorer(source, progress)
+    if score is None:
+        from bcquant.eval.torch_perplexity import torch_scorer
+
+        score = torch_scorer(source, progress)
     for windows, firsts in _batches(ids, seq_len, stride):
         nll += score(windows, firsts)
         scored += sum(windows.shape[1] - first for first in firsts)
@@ -98,44 +96,6 @@ def measure_perplexity(
     return PerplexityResult(
         perplexity(nll, scored), nll / scored, scored, seq_len, stride, seconds, scored / seconds
     )
-
-
-def _torch_scorer(source: ModelSource, progress: Callable[[int, int], None]) -> Scorer:
-    head, seen = load_head(source), _head_input(source)
-
-    def score(windows: I64Array, firsts: list[int]) -> float:
-        nll = 0.0
-        with (
-            tempfile.TemporaryDirectory(prefix="bcquant-") as folder,
-            fast_float32(),
-            torch.inference_mode(),
-        ):
-            hidden = final_hidden(source, windows, Path(folder), progress)
-            for i, first in enumerate(firsts):
-                targets = torch.from_numpy(windows[i, first:])
-                nll += nll_sum(head, hidden.read(i, i + 1)[0, first - 1 : -1], targets, seen)
-            hidden.close()
-        return nll
-
-    return score
-
-
-def load_head(source: ModelSource) -> Head:
-    """Final norm and lm_head in float32."""
-    name = HEAD if source.has(HEAD) else EMBEDDING
-    return Head(
-        torch.from_numpy(source.weight(FINAL_NORM)),
-        torch.from_numpy(source.weight(name)),
-        source.config.rms_norm_eps,
-    )
-
-
-def _head_input(source: ModelSource) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What lm_head sees of its input: a W8A8 one gets it rounded to int8 per token."""
-    is_quantized = source.has(HEAD) and source.stored_dtype(HEAD) == "quantized"
-    if is_quantized and source.quant and source.quant.format.activation == "int8_token":
-        return fake_int8_token
-    return lambda x: x
 
 
 def _batches(ids: I64Array, seq_len: int, stride: int) -> list[tuple[I64Array, list[int]]]:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from bcquant.calib import measure
-from bcquant.calib.measure import Head, PairMeter, nll_sum, perplexity
+from bcquant.calib.likelihood import perplexity
+from bcquant.calib.measure import Head, PairMeter, nll_sum
 
 M, C, V = 23, 12, 40
 

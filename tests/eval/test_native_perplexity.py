@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +80,20 @@ def test_verb_names_engine_tier_and_precision(
     assert err.startswith("native engine: tier ")
     assert main([*argv, "--precision", "exact"]) == 0
     assert "windows" in capsys.readouterr().err  # the progress bar
+
+
+def test_native_measurement_runs_without_torch(tmp_path: Path) -> None:
+    path = str(checkpoint(tmp_path / "m", "v1", QuantFormat(4, 32)))
+    code = (
+        "import sys\n"
+        "from bcquant.cli import main\n"
+        f"argv = ['eval', 'ppl', {path!r}, '--max-tokens', '40', '--engine', 'native']\n"
+        "assert main(argv) == 0\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("perplexity ")
 
 
 @pytest.mark.parametrize(
