@@ -122,8 +122,7 @@ def round_block(
     if int(group_of_K.min()) < 0 or int(group_of_K.max()) >= scales_GR.shape[0]:
         raise ShapeError(f"a column's group is outside 0 .. {scales_GR.shape[0] - 1}")
     _check("upper", upper_KK, 2)
-    if codes_KR.dtype != np.uint8 or not codes_KR.flags.c_contiguous:
-        raise ShapeError(f"codes are {codes_KR.dtype}; C-contiguous uint8 is needed")
+    _check_codes(codes_KR)
 
     def run(first: int, last: int) -> int:
         return int(
@@ -230,8 +229,7 @@ def _check_group(
         raise ShapeError(
             f"scale {scale_R.shape}, zero {zero_R.shape}, gains {gains_R.shape}: ({r},) is needed"
         )
-    if codes_KR.dtype != np.uint8 or not codes_KR.flags.c_contiguous:
-        raise ShapeError(f"codes are {codes_KR.dtype}; C-contiguous uint8 is needed")
+    _check_codes(codes_KR)
     if gains_R.dtype != np.float64 or not gains_R.flags.c_contiguous:
         raise ShapeError(f"gains are {gains_R.dtype}; C-contiguous float64 is needed")
     if hessian_KK.dtype != np.float32 or hessian_KK.shape != (k, k) or hessian_KK.strides[1] != 4:
@@ -247,6 +245,11 @@ def _check(name: str, array: npt.NDArray[Any], rank: int) -> None:
             f"{name} is {array.dtype}{list(array.shape)}; "
             f"C-contiguous float32 of rank {rank} is needed"
         )
+
+
+def _check_codes(codes_KR: npt.NDArray[Any]) -> None:
+    if codes_KR.dtype != np.uint8 or not codes_KR.flags.c_contiguous:
+        raise ShapeError(f"codes are {codes_KR.dtype}; C-contiguous uint8 is needed")
 
 
 def _spread(name: str, run: Callable[[int, int], int], num_rows: int, num_threads: int) -> None:

@@ -10,13 +10,7 @@
 
 #include <initializer_list>
 
-#define CHECK(condition)                                                   \
-  do {                                                                     \
-    if (!(condition)) {                                                    \
-      printf("%s:%d: %s does not hold\n", __FILE__, __LINE__, #condition); \
-      exit(1);                                                             \
-    }                                                                      \
-  } while (0)
+#include "require.h"
 
 namespace {
 

@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "require.h"
+
 #if defined(__linux__)
 #include <sched.h>
 #include <signal.h>
@@ -14,14 +16,6 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
-
-#define CHECK(condition)                                                   \
-  do {                                                                     \
-    if (!(condition)) {                                                    \
-      printf("%s:%d: %s does not hold\n", __FILE__, __LINE__, #condition); \
-      exit(1);                                                             \
-    }                                                                      \
-  } while (0)
 
 namespace {
 
