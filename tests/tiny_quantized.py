@@ -17,6 +17,17 @@ from bcquant.quant.grid import quantize_nearest
 from bcquant.quant.quant_configs import compressed_config, gptq_config
 from bcquant.quant.repack import to_compressed, to_gptq, to_int8
 from bcquant.spec.quant_format import QuantFormat
+from bcquant.spec.recipe import CalibOptions, Recipe, SolveOptions
+
+# Round to nearest through the pipeline: seconds for a trained model, where solving takes minutes.
+NEAREST = Recipe(
+    QuantFormat(4, 64),
+    solver="rtn",
+    solve=SolveOptions(scale_search=False),
+    calib=CalibOptions(num_tokens=512, seq_len=64),
+    retarget_strengths=(),
+    guard=False,
+)
 
 
 def quantized_folder(

@@ -89,9 +89,6 @@ inline vi vi_load_u8(const uint8_t* p) {
 inline vi vi_load_s8(const int8_t* p) {
   return _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p));
 }
-inline vi vi_load_u16(const uint16_t* p) {
-  return _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
-}
 /// Lanes must lie in -128 .. 127.
 inline void vi_store_s8(int8_t* p, vi a) {
   const __m128i x = _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));

@@ -81,9 +81,6 @@ inline vi vi_load_u8(const uint8_t* p) {
 inline vi vi_load_s8(const int8_t* p) {
   return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p));
 }
-inline vi vi_load_u16(const uint16_t* p) {
-  return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
-}
 /// Lanes must lie in -128 .. 127.
 inline void vi_store_s8(int8_t* p, vi a) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(a)); }
 /// Four bytes of memory in every lane.

@@ -74,7 +74,6 @@ inline vi vi_quad(const int8_t* p) {
   memcpy(&x, p, 4);
   return vdupq_n_s32(x);
 }
-inline vi vi_load_u16(const uint16_t* p) { return vreinterpretq_s32_u32(vmovl_u16(vld1_u16(p))); }
 inline vi vi_load_u8(const uint8_t* p) {
   const uint8x16_t bytes = vreinterpretq_u8_s32(vi_quad((const int8_t*)p));
   return vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vget_low_u8(bytes)))));

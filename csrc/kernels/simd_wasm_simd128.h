@@ -81,7 +81,6 @@ inline vi vi_sll(vi a) {
 inline vi vi_round(vf a) { return wasm_i32x4_trunc_sat_f32x4(wasm_f32x4_nearest(a)); }
 /// Four bytes of memory in every lane; no alignment.
 inline vi vi_quad(const int8_t* p) { return wasm_v128_load32_splat(p); }
-inline vi vi_load_u16(const uint16_t* p) { return wasm_u32x4_load16x4(p); }
 inline vi vi_load_u8(const uint8_t* p) {
   return wasm_u32x4_extend_low_u16x8(wasm_u16x8_extend_low_u8x16(wasm_v128_load32_zero(p)));
 }
@@ -96,7 +95,7 @@ inline void vi_store_s8(int8_t* p, vi a) {
 
 /// WASM has no float16; a product moves the exponent, which is exact for subnormals too.
 inline vf vf_load_f16(const uint16_t* p) {
-  const vi half = vi_load_u16(p);
+  const vi half = wasm_u32x4_load16x4(p);
   const vi sign = vi_sll<16>(vi_and(half, vi_set1(0x8000)));
   const vf magnitude = vf_mul(vi_sll<13>(vi_and(half, vi_set1(0x7fff))), vf_set1(0x1p112f));
   // An exponent of only ones (infinity, NaN) keeps only ones.

@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 import torch
 from judges.harness import judge_logits, judge_tokens, kernels, our_decoder, our_tokens
+from tiny_quantized import NEAREST
 
 from bcquant.pipeline.quantize import quantize_model
 from bcquant.runtime.tokenizer import open_tokenizer
-from bcquant.spec.quant_format import QuantFormat
-from bcquant.spec.recipe import CalibOptions, Recipe, SolveOptions
 
 pytestmark = [
     pytest.mark.judge,
@@ -26,16 +25,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning"),
 ]
 
-# Round to nearest: what is judged here is the file, and this takes seconds instead of minutes.
-RECIPE = Recipe(
-    QuantFormat(4, 64),
-    solver="rtn",
-    solve=SolveOptions(scale_search=False),
-    calib=CalibOptions(num_tokens=512, seq_len=64),
-    retarget_strengths=(),
-    guard=False,
-)
-
 
 def test_greedy_tokens_agree(
     demo_model: Path, gptqmodel: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -43,7 +32,7 @@ def test_greedy_tokens_agree(
     from transformers import AutoModelForCausalLM, AutoTokenizer, GPTQConfig
 
     monkeypatch.setenv("GPTQ_TORCH_CACHE_WEIGHTS", "1")  # else it dequantizes at every token
-    folder = quantize_model(demo_model, tmp_path / "q", RECIPE).folder
+    folder = quantize_model(demo_model, tmp_path / "q", NEAREST).folder
     wanted = GPTQConfig(bits=4, backend="gptq_torch")
     model = AutoModelForCausalLM.from_pretrained(
         folder, quantization_config=wanted, dtype=torch.float32

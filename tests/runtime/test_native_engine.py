@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from tiny_checkpoint import make_checkpoint, make_gguf_checkpoint
-from tiny_quantized import quantize_folder
+from tiny_quantized import NEAREST, quantize_folder
 
 from bcquant.errors import ConfigError
 from bcquant.runtime import engine_choice
@@ -166,17 +166,8 @@ def test_cores_that_share_threads_count_once(
 @pytest.mark.slow
 def test_trained_model_speaks_the_greedy_ids_of_torch(demo_model: Path, tmp_path: Path) -> None:
     from bcquant.pipeline.quantize import quantize_model
-    from bcquant.spec.recipe import CalibOptions, Recipe, SolveOptions
 
-    recipe = Recipe(
-        QuantFormat(4, 64),
-        solver="rtn",
-        solve=SolveOptions(scale_search=False),
-        calib=CalibOptions(num_tokens=512, seq_len=64),
-        retarget_strengths=(),
-        guard=False,
-    )
-    folder = quantize_model(demo_model, tmp_path / "q", recipe).folder
+    folder = quantize_model(demo_model, tmp_path / "q", NEAREST).folder
     native = NativeEngine.load(folder, NativeOptions(precision="exact"))
     torch_engine = Engine.load(folder)
     prompt = native.tokenizer.encode("The capital of France is")
