@@ -154,7 +154,7 @@ void test_integers() {
       check_equal("load_u8", value, lane_of(vi_load_u8((uint8_t*)bytes), i), (uint8_t)bytes[i]);
     }
   }
-  for (int i = 0; i < kLanes; i++) const int8_t quad[] = {9, -1, 2, -3, 4};
+  const int8_t quad[] = {9, -1, 2, -3, 4};
   int32_t wanted;
   memcpy(&wanted, quad + 1, 4);
   for (int i = 0; i < kLanes; i++) check_equal("quad", i, lane_of(vi_quad(quad + 1), i), wanted);
