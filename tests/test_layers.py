@@ -50,11 +50,13 @@ LAYERS: dict[str, tuple[int, str]] = {
     "bcquant.runtime.tokenizer": (5, "no"),
     "bcquant.calib": (5, "yes"),
     "bcquant.exporters": (6, "no"),
+    "bcquant.loaders": (6, "no"),
     "bcquant.pipeline": (6, "yes"),
     "bcquant.train": (6, "yes"),
     "bcquant.eval": (6, "yes"),
     "bcquant.eval.native_perplexity": (6, "no"),
     "bcquant.eval.perplexity": (6, "lazy"),
+    "bcquant.eval.verify": (6, "lazy"),
     "bcquant.cli": (7, "lazy"),
     "bcquant.__main__": (8, "lazy"),
 }
@@ -70,7 +72,7 @@ TORCH_BEARERS = (
 )
 # Nothing in the package imports these (from the third on they are modules of tests/).
 OUTSIDE = (
-    "tests", "benchmarks", "conftest", "factory", "run_outputs", "tiny_checkpoint",
+    "tests", "benchmarks", "conftest", "factory", "onnx_run", "run_outputs", "tiny_checkpoint",
     "tiny_quantized",
 )  # fmt: skip
 # Calls that import the module their first argument names.

@@ -27,14 +27,17 @@ def distribution() -> Distribution:
 
 
 def test_every_package_of_the_tree_is_listed(pyproject: dict[str, Any]) -> None:
-    folders = {path.parent for path in (ROOT / "bcquant").rglob("*.py")}
-    found = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    found = set()
+    for top, prefix in (("bcquant", ()), ("exporters", ("bcquant",))):
+        folders = {path.parent for path in (ROOT / top).rglob("*.py")}
+        found |= {".".join((*prefix, *folder.relative_to(ROOT).parts)) for folder in folders}
     assert set(pyproject["tool"]["setuptools"]["packages"]) == found
 
 
 def test_every_package_has_an_init_file(pyproject: dict[str, Any]) -> None:
     for package in pyproject["tool"]["setuptools"]["packages"]:
-        assert (ROOT / package.replace(".", "/") / "__init__.py").is_file(), package
+        folder = package.replace("bcquant.exporters", "exporters").replace(".", "/")
+        assert (ROOT / folder / "__init__.py").is_file(), package
 
 
 def test_metadata_has_name_version_and_license(distribution: Distribution) -> None:
