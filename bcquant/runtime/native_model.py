@@ -17,7 +17,7 @@ from bcquant.errors import ConfigError
 from bcquant.kernels import native
 from bcquant.models.alibi import alibi_slopes
 from bcquant.models.architecture import EMBEDDING, FINAL_NORM, HEAD, quantizable_modules
-from bcquant.models.rope_scaling import base_frequencies, scaled_frequencies
+from bcquant.models.rope_tables import rope_tables
 from bcquant.models.source import ModelSource
 from bcquant.runtime.memory import available_memory
 from bcquant.runtime.native_weights import (
@@ -171,20 +171,6 @@ class NativeModel:
             part = ids[first : first + size]
             self._ids[: len(part)] = part
             yield self._ids[: len(part)], first + size >= len(ids)
-
-
-def rope_tables(cfg: ModelConfig, num_positions: int) -> tuple[F32Array, F32Array]:
-    """Cosines and sines of positions 0 .. P - 1, float32, shape (P, D/2).
-
-    Frequencies and angles are float32, as in models/rope.py; cosines of these angles are rounded
-    correctly, so they differ from torch's by at most its own last bit.
-    """
-    frequencies = scaled_frequencies(
-        base_frequencies(cfg.rope_theta, cfg.head_dim), cfg.rope_scaling
-    ).astype(np.float32)
-    angles = np.arange(num_positions, dtype=np.float32)[:, None] * frequencies
-    exact = angles.astype(np.float64)
-    return np.cos(exact).astype(np.float32), np.sin(exact).astype(np.float32)
 
 
 def _slopes(cfg: ModelConfig) -> F32Array | None:
