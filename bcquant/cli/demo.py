@@ -109,9 +109,10 @@ def _quantize(model: Path, out: Path, recipe: Recipe) -> None:
 
 def _show(label: str, path: Path, args: argparse.Namespace, is_float: bool) -> Showing:
     """Measure one of the two models and let it speak."""
-    from bcquant.cli._checkpoint_facts import collect_facts, linear_bits_per_weight
     from bcquant.cli.progress import progress_bar
     from bcquant.eval.perplexity import evaluation_text, measure_perplexity
+    from bcquant.loaders._collect import collect_facts
+    from bcquant.loaders._facts import linear_bits_per_weight
     from bcquant.models.source import open_model
     from bcquant.runtime.engine import Engine
 

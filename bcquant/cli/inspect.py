@@ -12,8 +12,9 @@ from bcquant.cli.verb import Verb
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from bcquant.cli._checkpoint_facts import Facts, TensorRow
-    from bcquant.cli._loaders import Verdict
+    from bcquant.loaders._facts import Facts
+    from bcquant.loaders._tensor_rows import TensorRow
+    from bcquant.loaders._verdict import Verdict
 
 _LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
 
@@ -29,11 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the report; the exit status is 0 for every checkpoint that can be opened."""
-    from bcquant.cli._checkpoint_facts import collect_facts
-    from bcquant.cli._loaders import judge
+    from bcquant.loaders._collect import collect_facts
+    from bcquant.loaders._survey import CHECKPOINT_LOADERS, loaders
 
     facts = collect_facts(args.path)
-    verdicts = judge(facts)
+    verdicts = [loader.judge(facts) for loader in loaders(CHECKPOINT_LOADERS)]
     if args.json:
         print(json.dumps(as_json(facts, verdicts) | _engine_json(facts), indent=2))
     else:
@@ -92,7 +93,7 @@ def _print_report(facts: Facts, verdicts: list[Verdict], every: bool) -> None:
     from rich.console import Console
 
     from bcquant.cli._engine_facts import engine_of, kernel_facts
-    from bcquant.cli._loaders import CHECKED_WITH
+    from bcquant.loaders._survey import CHECKPOINT_LOADERS, checked_with
 
     console = Console(highlight=False, soft_wrap=False)
     bits = "unknown" if facts.bits_per_weight is None else f"{facts.bits_per_weight:.3f}"
@@ -112,7 +113,7 @@ def _print_report(facts: Facts, verdicts: list[Verdict], every: bool) -> None:
     console.print()
     console.print(_tensor_table(facts.rows, every))
     console.print(_loader_table(verdicts))
-    console.print(f"Rules as of {CHECKED_WITH}.", markup=False)
+    console.print(f"Rules as of {checked_with(CHECKPOINT_LOADERS)}.", markup=False)
 
 
 def _tensor_table(rows: tuple[TensorRow, ...], every: bool) -> Table:

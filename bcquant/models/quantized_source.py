@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from bcquant.errors import BcquantError, CheckpointError
 from bcquant.io.checkpoint import CheckpointReader
+from bcquant.quant.awq import from_awq, packed_shape
 from bcquant.quant.packing import num_words
 from bcquant.quant.quant_configs import QuantSpec
 from bcquant.quant.repack import from_compressed, from_gptq, from_int8
@@ -17,6 +18,7 @@ from bcquant.spec.quant_format import QuantFormat
 
 # What one quantized Linear may consist of, by suffix. The first of each row marks it.
 GPTQ_PARTS = ("qweight", "qzeros", "scales", "g_idx")
+AWQ_PARTS = ("qweight", "qzeros", "scales")
 PACKED_PARTS = (
     "weight_packed",
     "weight_scale",
@@ -28,7 +30,7 @@ INT8_PARTS = ("weight", "weight_scale")
 
 
 class QuantizedSource:
-    """Reads GPTQ and compressed-tensors modules.
+    """Reads GPTQ, AWQ and compressed-tensors modules.
 
     The last module that was read stays in memory: q, k and v may be rows of one stored module.
 
@@ -40,12 +42,13 @@ class QuantizedSource:
     def __init__(self, reader: CheckpointReader, spec: QuantSpec | None) -> None:
         self.reader = reader
         self.spec = spec
+        self._is_awq = spec is not None and spec.method == "awq"
         self._last: tuple[str, QuantizedTensor] | None = None
 
     def parts(self, module: str) -> tuple[str, ...]:
         """Stored tensor names of a quantized module, () if it is not quantized."""
         tensors = self.reader.tensors
-        for suffixes in (GPTQ_PARTS, PACKED_PARTS):
+        for suffixes in (AWQ_PARTS if self._is_awq else GPTQ_PARTS, PACKED_PARTS):
             if f"{module}.{suffixes[0]}" in tensors:
                 return tuple(f"{module}.{s}" for s in suffixes if f"{module}.{s}" in tensors)
         weight = tensors.get(f"{module}.weight")
@@ -63,7 +66,7 @@ class QuantizedSource:
         bits = self._format(module).bits
         marker = self.parts(module)[0]
         want = {
-            "qweight": (num_words(k, bits), n),
+            "qweight": packed_shape(n, k) if self._is_awq else (num_words(k, bits), n),
             "weight_packed": (n, num_words(k, bits)),
             "weight": (n, k),
         }[marker.rpartition(".")[2]]
@@ -87,7 +90,9 @@ class QuantizedSource:
         assert self.spec is not None  # _format refused it
         tensors = {name.rpartition(".")[2]: self._read(name) for name in self.parts(module)}
         try:
-            if "qweight" in tensors:
+            if "qweight" in tensors and self._is_awq:
+                q = from_awq(tensors, fmt)
+            elif "qweight" in tensors:
                 q = from_gptq(tensors, fmt.bits, fmt.symmetric, self.spec.version, fmt.group_size)
             elif "weight_packed" in tensors:
                 q = from_compressed(tensors, fmt.bits, fmt.symmetric, fmt.group_size)

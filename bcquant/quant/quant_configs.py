@@ -8,54 +8,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from bcquant import __version__
 from bcquant.errors import CheckpointError, ConfigError
+from bcquant.quant.awq_config import parse_awq
+from bcquant.quant.quant_spec import (
+    Override,
+    QuantSpec,
+    checked_pattern,
+    field,
+    is_ignored_by,
+    kind_of,
+    strings,
+)
 from bcquant.spec.quant_format import QuantFormat
 
+__all__ = ["Override", "QuantSpec", "compressed_config", "gptq_config", "parse_quant_config"]
+
 COMPRESSED_TENSORS_VERSION = "0.20.0"  # the release whose readers judged our files
-
-
-@dataclass(frozen=True)
-class Override:
-    """What modules whose name starts with a match of `pattern` use; format None = not quantized."""
-
-    pattern: str
-    format: QuantFormat | None
-
-
-@dataclass(frozen=True)
-class QuantSpec:
-    """How a checkpoint is quantized.
-
-    Attributes:
-        method: "gptq" or "compressed-tensors".
-        version: "v1" or "v2" for gptq; "pack-quantized" or "int-quantized" for compressed-tensors.
-        format: of every quantized module that no override names.
-        lm_head: the output layer is quantized too.
-        ignore: module names that stay float ("re:" marks a pattern), as the config spells them.
-        dynamic: overrides, the first match wins.
-    """
-
-    method: str
-    version: str
-    format: QuantFormat
-    lm_head: bool = False
-    ignore: tuple[str, ...] = ()
-    dynamic: tuple[Override, ...] = ()
-
-    def format_of(self, module: str) -> QuantFormat | None:
-        """Format of a module by its name in the checkpoint; None = the config leaves it float."""
-        if any(_is_ignored_by(entry, module) for entry in self.ignore):
-            return None
-        if module.rpartition(".")[2] == "lm_head" and not self.lm_head:
-            return None
-        for override in self.dynamic:
-            if re.match(override.pattern, module):
-                return override.format
-        return self.format
 
 
 def gptq_config(
@@ -169,7 +140,7 @@ def parse_quant_config(
     inner = config.get("quantization_config", config.get("compression_config"))
     if inner is not None and not isinstance(inner, Mapping):
         raise CheckpointError(
-            f"config.json: quantization_config is {_kind(inner)}; a dict is needed"
+            f"config.json: quantization_config is {kind_of(inner)}; a dict is needed"
         )
     specs = []
     for name, entry in (("config.json", inner), ("quantize_config.json", quantize_config)):
@@ -187,10 +158,12 @@ def _parse_one(entry: Mapping[str, Any], name: str) -> QuantSpec:
     method = entry.get("quant_method", entry.get("method", "gptq" if "bits" in entry else None))
     if method == "gptq":
         return _parse_gptq(entry, name)
+    if method == "awq":
+        return parse_awq(entry, name)
     if method == "compressed-tensors":
         return _parse_compressed(entry, name)
     raise ConfigError(
-        f"{name}: quant_method {method!r} cannot be read; gptq or compressed-tensors is needed"
+        f"{name}: quant_method {method!r} cannot be read; gptq, awq or compressed-tensors is needed"
     )
 
 
@@ -210,13 +183,13 @@ def _parse_gptq(entry: Mapping[str, Any], name: str) -> QuantSpec:
     if pack_dtype not in (None, "int32", "torch.int32"):
         raise ConfigError(f"{name}: pack_dtype {pack_dtype!r} cannot be read; int32 is needed")
     base = {
-        "bits": _get(entry, "bits", int, name),
-        "group_size": _get(entry, "group_size", int, name),  # readers' defaults differ
-        "sym": _get(entry, "sym", bool, name, default=True),
+        "bits": field(entry, "bits", int, name),
+        "group_size": field(entry, "group_size", int, name),  # readers' defaults differ
+        "sym": field(entry, "sym", bool, name, default=True),
     }
     fmt = QuantFormat(base["bits"], base["group_size"], bool(base["sym"]))
     dynamic = _parse_dynamic(entry.get("dynamic"), base, name)
-    lm_head = _get(entry, "lm_head", bool, name, default=False)
+    lm_head = field(entry, "lm_head", bool, name, default=False)
     return QuantSpec("gptq", "v2" if layout == "gptq_v2" else "v1", fmt, lm_head, (), dynamic)
 
 
@@ -224,19 +197,19 @@ def _parse_dynamic(rules: Any, base: Mapping[str, Any], name: str) -> tuple[Over
     if rules is None:
         return ()
     if not isinstance(rules, Mapping):
-        raise CheckpointError(f"{name}: dynamic is {_kind(rules)}; a dict is needed")
+        raise CheckpointError(f"{name}: dynamic is {kind_of(rules)}; a dict is needed")
     found = []
     for rule, changes in rules.items():
-        pattern = _pattern(rule[2:] if rule[:2] in ("-:", "+:") else rule, name)
+        pattern = checked_pattern(rule[2:] if rule[:2] in ("-:", "+:") else rule, name)
         if rule.startswith("-:"):
             found.append(Override(pattern, None))
             continue
         if not isinstance(changes, Mapping):
             raise CheckpointError(
-                f"{name}: dynamic[{rule!r}] is {_kind(changes)}; a dict is needed"
+                f"{name}: dynamic[{rule!r}] is {kind_of(changes)}; a dict is needed"
             )
         bits, group_size, sym = (
-            _get(changes, key, type(base[key]), name, default=base[key]) for key in base
+            field(changes, key, type(base[key]), name, default=base[key]) for key in base
         )
         found.append(Override(pattern, QuantFormat(bits, group_size, bool(sym))))
     return tuple(found)
@@ -248,23 +221,27 @@ def _parse_compressed(entry: Mapping[str, Any], name: str) -> QuantSpec:
         is_dense = isinstance(value, Mapping) and value.get("format") == "dense"
         if value and not is_dense:
             raise ConfigError(f"{name}: {key} cannot be read; weight quantization only is needed")
+    if entry.get("transform_config"):
+        raise ConfigError(
+            f"{name}: transform_config cannot be read; a checkpoint without rotations is needed"
+        )
     groups = entry.get("config_groups")
     if not isinstance(groups, Mapping) or not groups:
         raise CheckpointError(
-            f"{name}: config_groups is {_kind(groups)}; a dict of groups is needed"
+            f"{name}: config_groups is {kind_of(groups)}; a dict of groups is needed"
         )
-    ignore = _strings(entry.get("ignore") or [], f"{name}: ignore")
+    ignore = strings(entry.get("ignore") or [], f"{name}: ignore")
     layouts: set[str] = set()
     default: QuantFormat | None = None
     named: list[Override] = []
     for key, group in groups.items():
         where = f"{name}: config_groups[{key!r}]"
         if not isinstance(group, Mapping):
-            raise CheckpointError(f"{where} is {_kind(group)}; a dict is needed")
+            raise CheckpointError(f"{where} is {kind_of(group)}; a dict is needed")
         layout = group.get("format") or entry.get("format")
         fmt = _parse_group(group, layout, where)
         layouts.add(str(layout))
-        for target in _strings(group.get("targets"), f"{where}.targets"):
+        for target in strings(group.get("targets"), f"{where}.targets"):
             if target == "Linear":
                 default = default or fmt
             else:
@@ -278,7 +255,7 @@ def _parse_compressed(entry: Mapping[str, Any], name: str) -> QuantSpec:
         raise CheckpointError(f"{name}: config_groups name no target")
     for entry_name in ignore:
         _target_pattern(entry_name, f"{name}: ignore")
-    lm_head = not any(_is_ignored_by(entry_name, "lm_head") for entry_name in ignore)
+    lm_head = not any(is_ignored_by(entry_name, "lm_head") for entry_name in ignore)
     return QuantSpec("compressed-tensors", layouts.pop(), default, lm_head, ignore, tuple(named))
 
 
@@ -289,7 +266,7 @@ def _parse_group(group: Mapping[str, Any], layout: Any, where: str) -> QuantForm
             f"{where}: format {layout!r} cannot be read; pack-quantized or int-quantized is needed"
         )
     if not isinstance(weights, Mapping):
-        raise ConfigError(f"{where}: weights are {_kind(weights)}; a quantized weight is needed")
+        raise ConfigError(f"{where}: weights are {kind_of(weights)}; a quantized weight is needed")
     kind, strategy, size = (weights.get(key) for key in ("type", "strategy", "group_size"))
     if strategy is None and isinstance(size, int):
         strategy = "channel" if size == -1 else "group"
@@ -308,10 +285,10 @@ def _parse_group(group: Mapping[str, Any], layout: Any, where: str) -> QuantForm
                 f"{where}: input_activations are {inputs!r}; dynamic 8-bit per token is needed"
             )
         activation = "int8_token"
-    group_size = -1 if strategy == "channel" else _get(weights, "group_size", int, where)
+    group_size = -1 if strategy == "channel" else field(weights, "group_size", int, where)
     fmt = QuantFormat(
-        _get(weights, "num_bits", int, where), group_size,
-        _get(weights, "symmetric", bool, where, default=True), activation,
+        field(weights, "num_bits", int, where), group_size,
+        field(weights, "symmetric", bool, where, default=True), activation,
     )  # fmt: skip
     if layout == "int-quantized" and (fmt.bits, group_size, fmt.symmetric) != (8, -1, True):
         raise ConfigError(
@@ -320,45 +297,10 @@ def _parse_group(group: Mapping[str, Any], layout: Any, where: str) -> QuantForm
     return fmt
 
 
-def _get(entry: Mapping[str, Any], key: str, kind: type, name: str, default: Any = None) -> Any:
-    value = entry.get(key)
-    if value is None:
-        value = default
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise CheckpointError(f"{name}: {key} is {value!r}; {kind.__name__} is needed")
-    return value
-
-
-def _strings(values: Any, where: str) -> tuple[str, ...]:
-    if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
-        raise CheckpointError(f"{where} is {_kind(values)}; a list of names is needed")
-    return tuple(values)
-
-
-def _pattern(pattern: str, name: str) -> str:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ConfigError(
-            f"{name}: pattern {pattern!r} is not a regular expression: {error}"
-        ) from error
-    return pattern
-
-
 def _target_pattern(target: str, name: str) -> str:
     if target.startswith("re:"):
-        return _pattern(target[3:], name)
+        return checked_pattern(target[3:], name)
     return f"{re.escape(target)}$"
-
-
-def _is_ignored_by(entry: str, module: str) -> bool:
-    if entry.startswith("re:"):
-        return re.match(entry[3:], module) is not None
-    return entry == module
-
-
-def _kind(value: Any) -> str:
-    return "absent" if value is None else f"a {type(value).__name__}"
 
 
 def _brief(spec: QuantSpec) -> str:

@@ -2,30 +2,25 @@
 
 Pure functions: `to_*` raises ExportError for what a format cannot hold, `from_*` raises
 CheckpointError for tensors that contradict each other. `requirements` (limits.py) answers the first
-question from shapes alone, before a run. Every layout has a page of its name in docs/formats.
+question from shapes alone, before a run. Every layout has a page of its name in docs/formats. AWQ,
+which is read and not written, is in awq.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
 from bcquant.errors import CheckpointError, ExportError, ShapeError
 from bcquant.quant.limits import TARGETS, requirements
 from bcquant.quant.packing import num_words, pack_bits, unpack_bits
+from bcquant.quant.stored_tensors import AnyArray, Tensors, need, to_f16
 from bcquant.quant.tensors import F16Array, QuantizedTensor, U8Array
 from bcquant.spec.quant_format import QuantFormat
 
 __all__ = [
-    "TARGETS", "from_compressed", "from_gptq", "from_int8", "requirements", "to_compressed",
-    "to_gptq", "to_int8",
+    "TARGETS", "check_sequential", "from_compressed", "from_gptq", "from_int8", "requirements",
+    "to_compressed", "to_gptq", "to_int8",
 ]  # fmt: skip
-
-AnyArray = npt.NDArray[Any]
-Tensors = Mapping[str, AnyArray]
 
 
 def to_gptq(q: QuantizedTensor, version: str, bias: AnyArray | None = None) -> dict[str, AnyArray]:
@@ -80,7 +75,7 @@ def from_gptq(
     """
     _check_version(version)
     QuantFormat(bits, symmetric=sym)  # refuses a file's bits before they divide anything
-    qweight, qzeros, scales = (_need(tensors, s) for s in ("qweight", "qzeros", "scales"))
+    qweight, qzeros, scales = (need(tensors, s) for s in ("qweight", "qzeros", "scales"))
     for name, array in (("qweight", qweight), ("qzeros", qzeros)):
         if array.ndim != 2 or array.dtype != np.int32:
             raise CheckpointError(
@@ -105,7 +100,7 @@ def from_gptq(
     if version == "v1":
         zeros_GN = (zeros_GN + np.uint8(1)) & np.uint8(fmt.max_code)
     codes_NK = unpack_bits(qweight.T, bits, k)
-    return _canonical(codes_NK, _to_f16(scales.T, "scales"), zeros_GN.T, fmt)
+    return _canonical(codes_NK, to_f16(scales.T, "scales"), zeros_GN.T, fmt)
 
 
 def to_compressed(q: QuantizedTensor) -> dict[str, AnyArray]:
@@ -147,7 +142,7 @@ def from_compressed(
     """
     QuantFormat(bits, symmetric=sym)  # refuses a file's bits before they size anything
     packed, scales, shape = (
-        _need(tensors, s) for s in ("weight_packed", "weight_scale", "weight_shape")
+        need(tensors, s) for s in ("weight_packed", "weight_scale", "weight_shape")
     )
     if shape.size != 2 or not np.issubdtype(shape.dtype, np.integer):
         raise CheckpointError(f"weight_shape is {shape.dtype}{list(shape.shape)}; [N, K] is needed")
@@ -160,11 +155,11 @@ def from_compressed(
         )
     groups = _scale_groups(scales, n, k, group_size)
     fmt = QuantFormat(bits, _group_size(k, groups, group_size), sym)
-    _check_sequential(tensors.get("weight_g_idx"), k, fmt.group_width(k))
+    check_sequential(tensors.get("weight_g_idx"), k, fmt.group_width(k))
     if sym:
         zeros_NG: U8Array = np.full((n, groups), fmt.symmetric_zero, np.uint8)
     else:
-        zero_point = _need(tensors, "weight_zero_point")
+        zero_point = need(tensors, "weight_zero_point")
         want = (num_words(n, bits), groups)
         if zero_point.dtype != np.int32 or zero_point.shape != want:
             raise CheckpointError(
@@ -172,7 +167,7 @@ def from_compressed(
                 f"int32{list(want)} is needed"
             )
         zeros_NG = unpack_bits(zero_point.T, bits, n).T.copy()
-    return _canonical(unpack_bits(packed, bits, k), _to_f16(scales, "weight_scale"), zeros_NG, fmt)
+    return _canonical(unpack_bits(packed, bits, k), to_f16(scales, "weight_scale"), zeros_NG, fmt)
 
 
 def to_int8(q: QuantizedTensor) -> dict[str, AnyArray]:
@@ -197,7 +192,7 @@ def from_int8(tensors: Tensors, activation: str = "int8_token") -> QuantizedTens
     Raises:
         CheckpointError: weight is not an int8 matrix, or weight_scale is not one per row.
     """
-    weight, scales = _need(tensors, "weight"), _need(tensors, "weight_scale")
+    weight, scales = need(tensors, "weight"), need(tensors, "weight_scale")
     if weight.ndim != 2 or weight.dtype != np.int8 or not weight.size:
         raise CheckpointError(
             f"weight is {weight.dtype}{list(weight.shape)}; an int8 matrix (N, K) is needed"
@@ -210,7 +205,7 @@ def from_int8(tensors: Tensors, activation: str = "int8_token") -> QuantizedTens
         )
     fmt = QuantFormat(8, -1, True, activation)
     codes_NK = weight.view(np.uint8) ^ np.uint8(0x80)
-    scales_NG = _to_f16(scales.reshape(n, 1), "weight_scale")
+    scales_NG = to_f16(scales.reshape(n, 1), "weight_scale")
     return _canonical(codes_NK, scales_NG, np.full((n, 1), 128, np.uint8), fmt)
 
 
@@ -224,15 +219,6 @@ def _refuse(reasons: list[str], target: str, n: int, k: int) -> None:
         raise ExportError(f"{target} cannot hold a weight {[n, k]}: {'; '.join(reasons)}")
 
 
-def _need(tensors: Tensors, suffix: str) -> AnyArray:
-    if suffix not in tensors:
-        raise CheckpointError(
-            f"{suffix} is missing beside {', '.join(sorted(tensors)) or 'nothing'}; the checkpoint "
-            "is incomplete or of another format"
-        )
-    return tensors[suffix]
-
-
 def _bias_f16(bias: AnyArray, n: int) -> F16Array:
     if bias.shape != (n,) or not np.issubdtype(bias.dtype, np.floating):
         raise ShapeError(f"bias is {bias.dtype}{list(bias.shape)}; floats [{n}] are needed")
@@ -243,29 +229,6 @@ def _bias_f16(bias: AnyArray, n: int) -> F16Array:
             "use --format compressed-tensors"
         )
     return bias.astype(np.float16)
-
-
-def _to_f16(scales: AnyArray, name: str) -> F16Array:
-    """Float16 copy of stored scales (uint16 = bfloat16 bits, as the reader returns them), exact."""
-    if scales.dtype == np.uint16:
-        scales = (scales.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    if not np.issubdtype(scales.dtype, np.floating):
-        raise CheckpointError(f"{name} are {scales.dtype}; a float type is needed")
-    if not bool(np.isfinite(scales).all()):
-        raise CheckpointError(f"{name} hold a value that is not finite; download the file again")
-    largest = float(np.abs(scales).max())
-    if largest > float(np.finfo(np.float16).max):
-        raise CheckpointError(
-            f"{name} reach {largest:.4g}; float16, which bcquant uses, ends at 65504"
-        )
-    rounded = scales.astype(np.float16, order="C")
-    if not np.array_equal(rounded.astype(scales.dtype), scales):
-        worst = float(np.abs(rounded.astype(np.float64) - scales).max())
-        raise CheckpointError(
-            f"{name} are {scales.dtype} and change by up to {worst:.2g} in float16, which bcquant "
-            "uses; quantize the float model again"
-        )
-    return rounded
 
 
 def _group_size(k: int, groups: int, claimed: int | None) -> int:
@@ -287,7 +250,7 @@ def _gptq_group_size(g_idx: AnyArray | None, k: int, groups: int, claimed: int |
         )
     group_size = _group_size(k, groups, claimed)
     width = k if group_size == -1 else group_size
-    _check_sequential(g_idx, k, width)
+    check_sequential(g_idx, k, width)
     if width < 1 or -(-k // width) != groups:
         raise CheckpointError(
             f"scales have {groups} groups; {k} columns in groups of {width} need "
@@ -296,7 +259,12 @@ def _gptq_group_size(g_idx: AnyArray | None, k: int, groups: int, claimed: int |
     return group_size
 
 
-def _check_sequential(g_idx: AnyArray | None, k: int, width: int) -> None:
+def check_sequential(g_idx: AnyArray | None, k: int, width: int) -> None:
+    """Compare a stored g_idx, shape (K,), with k // width; None passes.
+
+    Raises:
+        CheckpointError: columns are act-ordered.
+    """
     if g_idx is None:
         return
     if width < 1 or not np.array_equal(g_idx.reshape(-1), np.arange(k) // width):

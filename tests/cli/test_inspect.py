@@ -10,14 +10,17 @@ from factory import make_tiny, make_tiny_gguf
 from tiny_quantized import quantized_folder
 
 from bcquant.cli import main
-from bcquant.cli._checkpoint_facts import collect_facts, linear_bits_per_weight
-from bcquant.cli._loaders import judge
 from bcquant.io.checkpoint import open_checkpoint
+from bcquant.loaders._collect import collect_facts
+from bcquant.loaders._facts import linear_bits_per_weight
+from bcquant.loaders._survey import CHECKPOINT_LOADERS, loaders
 from bcquant.spec.quant_format import QuantFormat
 
 
 def verdicts(path: Path) -> dict[str, tuple[str, str]]:
-    return {v.loader: (v.loads, v.reason) for v in judge(collect_facts(str(path)))}
+    facts = collect_facts(str(path))
+    found = [loader.judge(facts) for loader in loaders(CHECKPOINT_LOADERS)]
+    return {verdict.loader: (verdict.loads, verdict.reason) for verdict in found}
 
 
 def test_float_folder_costs_16_bits_and_loads_in_transformers(tmp_path: Path) -> None:

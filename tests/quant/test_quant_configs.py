@@ -163,7 +163,7 @@ def test_contradicting_files_are_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"quant_method": "awq"}, "'awq' cannot be read"),
+        ({"quant_method": "aqlm"}, "'aqlm' cannot be read"),
         ({"checkpoint_format": "marlin"}, "'marlin'"),
         ({"is_marlin_format": True}, "'marlin'"),
         ({"pack_dtype": "int64"}, "int64"),
@@ -238,6 +238,7 @@ def test_unreadable_compressed_groups_are_refused(
         ({"ignore": [1]}, CheckpointError),
         ({"kv_cache_scheme": {"num_bits": 8}}, ConfigError),
         ({"sparsity_config": {"format": "sparse-24-bitmask"}}, ConfigError),
+        ({"transform_config": {"config_groups": {"R1": {"type": "hadamard"}}}}, ConfigError),
     ],
 )
 def test_unreadable_compressed_dicts_are_refused(change: Any, error: type[Exception]) -> None:
