@@ -17,6 +17,7 @@ from bcquant.models.hf_fields import MAX_LAYERS, is_positive
 from bcquant.models.rope_scaling import base_frequencies, scaled_frequencies
 from bcquant.spec.model_config import ModelConfig, RopeScaling
 
+_TRAINED_POSITIONS = (8192, *(1 << i for i in range(5, 21)))
 ROPE_FACTORS = "rope_freqs.weight"  # per-frequency divisors; how GGUF carries llama3 scaling
 
 _TOP_NAMES = {
@@ -185,9 +186,9 @@ def _windows(get: _Keys, num_layers: int) -> tuple[int | None, ...]:
 def llama3_scaling(factors: npt.NDArray[np.float32], theta: float, head_dim: int) -> RopeScaling:
     """The llama3 scaling that a GGUF `rope_freqs.weight` was made from.
 
-    The file keeps one divisor per frequency and not the four numbers behind them. Llama 3.1 and
-    later all use low 1, high 4 and 8192 trained positions, which leaves the factor: the largest
-    divisor. The result is checked against every divisor.
+    The file keeps one divisor per frequency and not the four numbers behind them. All such models
+    use low 1 and high 4; the factor is the largest divisor, and the trained positions are the power
+    of two that gives every divisor (8192 in Llama 3.1 and later, which is tried first).
 
     Args:
         factors: float32, shape (head_dim / 2,).
@@ -196,12 +197,13 @@ def llama3_scaling(factors: npt.NDArray[np.float32], theta: float, head_dim: int
     """
     if factors.shape != (head_dim // 2,) or not bool(((factors >= 1) & (factors < np.inf)).all()):
         raise ConfigError(f"GGUF {ROPE_FACTORS}: {head_dim // 2} numbers of at least 1 are needed")
-    scaling = RopeScaling("llama3", float(factors.max()))
     frequencies = base_frequencies(theta, head_dim)
-    expected = frequencies / scaled_frequencies(frequencies, scaling)
-    if not np.allclose(expected, factors, rtol=1e-4):
-        raise ConfigError(
-            f"GGUF {ROPE_FACTORS}: the divisors are not those of Llama 3; other scalings are not "
-            "supported"
-        )
-    return scaling
+    for positions in _TRAINED_POSITIONS:
+        scaling = RopeScaling("llama3", float(factors.max()), original_max_positions=positions)
+        expected = frequencies / scaled_frequencies(frequencies, scaling)
+        if np.allclose(expected, factors, rtol=1e-4):
+            return scaling
+    raise ConfigError(
+        f"GGUF {ROPE_FACTORS}: the divisors are not those of Llama 3; other scalings are not "
+        "supported"
+    )

@@ -25,7 +25,11 @@ from bcquant.runtime.sentencepiece_proto import (
     write_bpe_model,
 )
 from bcquant.runtime.text_codec import SpecialTokens, Tokenizer
-from bcquant.runtime.token_backends import SentencePieceBackend, TokenizersBackend
+from bcquant.runtime.token_backends import (
+    SPACE_MARK,
+    SentencePieceBackend,
+    TokenizersBackend,
+)
 
 if TYPE_CHECKING:
     from tokenizers import pre_tokenizers
@@ -268,5 +272,10 @@ def _sentencepiece_backend(metadata: Mapping[str, Any], name: str) -> SentencePi
     unknown = kinds.index(UNKNOWN) if UNKNOWN in kinds else 0
     kinds[unknown] = UNKNOWN  # the library needs exactly one, and files exist that mark none
     special = SpecialIds(unknown, token_id("bos", -1), token_id("eos", -1), token_id("padding", -1))
-    pieces = [Piece(t, s, k) for t, s, k in zip(tokens, scores, kinds, strict=True)]
+    # llama.cpp writes the spaces of user-defined pieces as spaces; the library matches escaped text.
+    spelled = [
+        t.replace(" ", SPACE_MARK) if k == USER_DEFINED else t
+        for t, k in zip(tokens, kinds, strict=True)
+    ]
+    pieces = [Piece(t, s, k) for t, s, k in zip(spelled, scores, kinds, strict=True)]
     return SentencePieceBackend(write_bpe_model(pieces, special, normalizer), name)

@@ -97,15 +97,17 @@ def divisors(scaling: RopeScaling) -> np.ndarray[Any, np.dtype[np.float32]]:
     return (frequencies / scaled_frequencies(frequencies, scaling)).astype(np.float32)
 
 
-@pytest.mark.parametrize("factor", [8.0, 32.0])
-def test_llama3_factor_is_recovered_from_the_divisors(factor: float) -> None:
-    scaling = RopeScaling("llama3", factor)
+@pytest.mark.parametrize(
+    ("factor", "positions"), [(8.0, 8192), (32.0, 8192), (8.0, 32), (4.0, 4096)]
+)
+def test_llama3_scaling_is_recovered_from_the_divisors(factor: float, positions: int) -> None:
+    scaling = RopeScaling("llama3", factor, original_max_positions=positions)
     assert g.llama3_scaling(divisors(scaling), 500000.0, 128) == scaling
 
 
 def test_divisors_of_another_scaling_are_refused() -> None:
     with pytest.raises(ConfigError, match="not those of Llama 3"):
-        g.llama3_scaling(divisors(RopeScaling("llama3", 8.0, 1.0, 4.0, 4096)), 500000.0, 128)
+        g.llama3_scaling(divisors(RopeScaling("llama3", 8.0, 1.0, 3.0)), 500000.0, 128)
     with pytest.raises(ConfigError, match="64 numbers"):
         g.llama3_scaling(np.ones(32, np.float32), 500000.0, 128)
     with pytest.raises(ConfigError, match="64 numbers"):

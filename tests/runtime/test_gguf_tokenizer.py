@@ -94,6 +94,20 @@ def test_sentencepiece_kind_adds_bos_unless_told_otherwise(llama_metadata: dict[
     assert tokenizer_from_metadata(metadata, "test").encode("a")[0] == 1
 
 
+def test_user_defined_pieces_of_a_sentencepiece_kind_may_hold_spaces(
+    llama_metadata: dict[str, Any],
+) -> None:
+    added = {"tokens": "  and  so on", "scores": 0.0, "token_type": 4}
+    metadata = dict(llama_metadata)
+    for key, value in added.items():
+        metadata[f"tokenizer.ggml.{key}"] = [*metadata[f"tokenizer.ggml.{key}"], value]
+    tokenizer = tokenizer_from_metadata(metadata, "test")
+    last = len(llama_metadata["tokenizer.ggml.tokens"])
+    ids = tokenizer.encode("x  and  so on")
+    assert ids[-1] == last and ids.count(last) == 1
+    assert tokenizer.decode(ids) == "x  and  so on"
+
+
 def test_user_defined_tokens_of_a_byte_level_kind_stay_whole(
     byte_level_metadata: dict[str, Any],
 ) -> None:
