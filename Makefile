@@ -35,7 +35,7 @@ help:
 	@echo "make check   ruff, mypy --strict and clang-format, as CI runs them"
 	@echo "make format  let ruff and clang-format format the tree"
 	@echo "make bench   quality table of the solver's steps"
-	@echo "make bench-peers  a venv of its own for llama.cpp (builds it), for benchmarks/bench_decode.py"
+	@echo "make bench-peers  a venv of its own for optimum-onnx, for benchmarks/bench_export.py"
 	@echo "make clean   remove the venv and the caches"
 
 # torch first and alone: what follows then finds it satisfied.
@@ -50,8 +50,10 @@ $(BASE_READY): $(TORCH_READY) $(INPUTS)
 	@touch $@
 
 # gptqmodel's build imports the installed torch, so it goes in before the extras and unisolated.
+# llama.cpp comes as source: built for this CPU, as bcquant is (three minutes).
 $(TEST_READY): $(TORCH_READY) $(INPUTS)
 	$(PIP) --no-build-isolation gptqmodel==7.6.0
+	CMAKE_ARGS="-DGGML_NATIVE=ON" $(PIP) llama-cpp-python==0.3.36
 	$(PIP) --no-build-isolation -e '.[test]'
 	@touch $@ $(BASE_READY)
 
@@ -81,12 +83,12 @@ bench: $(BASE_READY)
 	@test -f benchmarks/bench_quality.py || { echo "benchmarks/bench_quality.py is not there"; exit 1; }
 	$(BIN)/python benchmarks/bench_quality.py
 
-# From its source, so that ggml is built for this CPU as bcquant is.
+# optimum-onnx wants an older transformers than the judges.
 bench-peers:
-	$(PYTHON) -m venv .venv-llama
-	.venv-llama/bin/python -m pip install -qq $(PIP_FLAGS) cmake ninja scikit-build-core numpy==2.2.6
-	CMAKE_ARGS="-DGGML_NATIVE=ON" .venv-llama/bin/python -m pip install -q $(PIP_FLAGS) \
-		--no-build-isolation llama-cpp-python==0.3.36
+	$(PYTHON) -m venv .venv-optimum
+	PIP_CONSTRAINT= .venv-optimum/bin/python -m pip install -qq $(PIP_FLAGS) torch==2.13.0
+	PIP_CONSTRAINT= .venv-optimum/bin/python -m pip install -qq $(PIP_FLAGS) \
+		optimum-onnx==0.1.0 onnx==1.23.2 onnxruntime==1.32.0
 
 clean:
-	rm -rf $(VENV) .venv-llama build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-optimum build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 CHILD = Path(__file__).with_name("llama_child.py")
-ROOT = Path(__file__).resolve().parents[2]
-DEFAULT_PYTHON = ROOT / ".venv-llama" / "bin" / "python"
+DEFAULT_PYTHON = Path(sys.executable)
 
 
 class LlamaCpp:
@@ -24,8 +24,8 @@ class LlamaCpp:
     def __init__(self, python: Path) -> None:
         if not python.exists():
             raise SystemExit(
-                f"{python}: no such interpreter; `make bench-peers` builds one with "
-                "llama-cpp-python, --llama-python names another, --no-llama goes without"
+                f"{python}: no such interpreter; --llama-python names one with llama-cpp-python, "
+                "--no-llama goes without"
             )
         self._child = subprocess.Popen(
             [str(python), str(CHILD)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
