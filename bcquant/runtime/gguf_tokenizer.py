@@ -272,7 +272,7 @@ def _sentencepiece_backend(metadata: Mapping[str, Any], name: str) -> SentencePi
     unknown = kinds.index(UNKNOWN) if UNKNOWN in kinds else 0
     kinds[unknown] = UNKNOWN  # the library needs exactly one, and files exist that mark none
     special = SpecialIds(unknown, token_id("bos", -1), token_id("eos", -1), token_id("padding", -1))
-    # llama.cpp writes the spaces of user-defined pieces as spaces; the library matches escaped text.
+    # User-defined pieces have plain spaces in a GGUF; the library matches escaped text.
     spelled = [
         t.replace(" ", SPACE_MARK) if k == USER_DEFINED else t
         for t, k in zip(tokens, kinds, strict=True)
