@@ -20,6 +20,7 @@ from bcquant.spec.model_config import ModelConfig
 from .architecture import find_target, model_metadata, rope_divisors
 from .file import Metadata, Tensor, file_size, write_file
 from .options import GgufOptions
+from .sampling import sampling_metadata
 from .storage import FLOAT_TYPES, Choice, Storage
 from .tokens import Vocabulary, build_vocabulary
 
@@ -90,6 +91,7 @@ class GgufJob:
     def _metadata(self) -> Metadata:
         name = self._source.path.stem if self._source.path.is_file() else self._source.path.name
         found = model_metadata(self._config, self._target, name, self._file_type())
+        found |= sampling_metadata(self._source)
         return {**found, **(self._vocabulary.metadata if self._vocabulary else {})}
 
     def _tensors(self) -> list[Tensor]:
