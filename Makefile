@@ -24,13 +24,14 @@ TORCH_READY := $(VENV)/.stamp-torch
 BASE_READY := $(VENV)/.stamp-base
 TEST_READY := $(VENV)/.stamp-test
 
-.PHONY: help demo model toolchains test check format bench bench-peers clean
+.PHONY: help demo model toolchains web-tools test check format bench bench-peers clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    install, then quantize a real model and show it before and after"
 	@echo "make model   fetch the demo's model into the cache; tests on a real model need it"
 	@echo "make toolchains   apt: cross compilers, qemu, clang for WASM; their tests skip without"
+	@echo "make web-tools    apt, npm: Chromium and onnxruntime-web; the browser's tests skip without"
 	@echo "make test    install with the test extras, then run the whole suite"
 	@echo "make check   ruff, mypy --strict and clang-format, as CI runs them"
 	@echo "make format  let ruff and clang-format format the tree"
@@ -66,6 +67,9 @@ model: $(BASE_READY)
 toolchains:
 	sh csrc/tests/cross/install_toolchains.sh
 
+web-tools:
+	sh tests/web/install_web_tools.sh
+
 test: $(TEST_READY)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
@@ -91,4 +95,4 @@ bench-peers:
 		optimum-onnx==0.1.0 onnx==1.23.2 onnxruntime==1.32.0
 
 clean:
-	rm -rf $(VENV) .venv-optimum build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-optimum tests/web/node_modules build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

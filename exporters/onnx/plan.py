@@ -200,7 +200,7 @@ def _notes(source: ModelSource, options: OnnxOptions) -> list[str]:
         notes.append(f"{source.path} has no tokenizer, so none is written")
     if options.variant == "ort":
         notes.append(
-            "in a batch, shorter prompts are padded on the right, and a call after the first takes "
-            "one token a sequence; --variant std takes padding on either side and any number"
+            "in a batch of several, shorter prompts are padded on the right, and a call after the "
+            "first takes one token a sequence; --variant std takes any padding and number"
         )
     return notes

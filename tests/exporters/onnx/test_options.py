@@ -37,6 +37,14 @@ def test_a_target_implies_a_split(argv: list[str], split_mb: int | None) -> None
 
 
 @pytest.mark.parametrize(
+    ("argv", "variant"),
+    [(["--target", "web"], "std"), (["--target", "web", "--variant", "ort"], "ort"), ([], "ort")],
+)
+def test_a_target_implies_a_variant(argv: list[str], variant: str) -> None:
+    assert parse(*argv).variant == variant
+
+
+@pytest.mark.parametrize(
     ("argv", "words"),
     [
         (["--split-mb", "0"], "--split-mb is 0"),
