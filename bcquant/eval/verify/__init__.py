@@ -1,0 +1,1 @@
+"""`bcquant verify`: does an export compute what its source computes?"""
