@@ -115,7 +115,7 @@ def _diffs(route: Route, model: Path) -> tuple[list[TensorDiff], list[TensorDiff
         else:
             stored = open_export(route.out)
         with closing(stored):
-            found = compare_weights(source, stored, lambda what, done, total: None)
+            found = compare_weights(source, stored, lambda *said: None)
         packed = [d for d in found if source.stored_dtype(d.name) == "quantized"]
         return packed, [d for d in found if d not in packed]
 
@@ -131,7 +131,7 @@ def _agreement(route: Route, model: Path, max_tokens: int) -> Agreement:
         else:
             export = LlamaCppBackend(route.out, WINDOW)
         with closing(export):
-            return compare_logits(source, [export], windows, lambda what, done, total: None)[0]
+            return compare_logits([(source, export)], windows, lambda *said: None)[0]
 
 
 def _size_mb(path: Path) -> float:
