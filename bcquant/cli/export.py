@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         with progress_bar("tensors") as bar:
             job.write(out, lambda what, done, total: bar(f"writing {what}", done, total))
     if not args.json:
-        print(f"written: {out}\nnext: bcquant verify {args.model} {out}")
+        print(f"written: {out}\nnext: bcquant verify {args.model} {out}{_accepted(plan)}")
     return 0
 
 
@@ -96,6 +96,12 @@ def _lossy_sentence(plan: ExportPlan) -> str:
         f"{worst.name} as {worst.stored_as} (relative error {worst.error or 0.0:.2g}); give "
         "--allow-lossy to write it all the same"
     )
+
+
+def _accepted(plan: ExportPlan) -> str:
+    """The flag of `bcquant verify` that takes what this plan changes."""
+    worst = max((tensor.error or 0.0 for tensor in plan.lossy), default=0.0)
+    return f" --max-weight-error {1.05 * worst:.2g}" if worst else ""
 
 
 def _show(plan: ExportPlan, out: Path, args: argparse.Namespace) -> None:

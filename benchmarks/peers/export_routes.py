@@ -63,6 +63,8 @@ def routes(source: Path, floats: Path, work: Path, optimum_python: Path) -> list
         ours("onnx std", "ours-std", "--variant", "std"),
         ours("onnx genai", "ours-genai", "--target", "genai"),
         ours("gguf", "ours.gguf"),
+        ours("onnx ort, embedding 8 bits", "ours-ort8", "--embedding-bits", "8", "--allow-lossy"),
+        ours("gguf, embedding 8 bits", "ours8.gguf", "--embedding-bits", "8", "--allow-lossy"),
         _llama_cpp(source, work),
         Route(
             "onnxruntime-genai builder", genai, "onnx genai int4",

@@ -9,7 +9,7 @@ from bcquant.errors import ConfigError
 from bcquant.models.source import ModelSource
 from bcquant.spec.export_plan import Exporter, ExportJob
 
-from .options import ASYM_AS, UNFIT_AS, GgufOptions
+from .options import ASYM_AS, EMBEDDING_BITS, UNFIT_AS, GgufOptions
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +24,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "%(default)s)",
     )  # fmt: skip
     parser.add_argument(
+        "--embedding-bits", type=int, choices=EMBEDDING_BITS, default=GgufOptions.embedding_bits,
+        help="round a float embedding and head to 8 bits (Q8_0); needs --allow-lossy (default: "
+        "%(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
         "--context", type=int, metavar="TOKENS",
         help="longest text to declare; within its sliding window a model needs none, and "
         "llama.cpp has none for these (default: the model's own)",
@@ -33,7 +38,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _options(args: argparse.Namespace) -> GgufOptions:
     if args.context is not None and args.context < 1:
         raise ConfigError(f"--context is {args.context}; 1 token or more is needed")
-    return GgufOptions(args.asym_as, args.unfit_as, args.context, args.allow_lossy)
+    return GgufOptions(
+        args.asym_as, args.unfit_as, args.embedding_bits, args.context, args.allow_lossy
+    )
 
 
 def _default_out(source: Path) -> Path:

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bcquant.errors import ExportError
+from bcquant.errors import ExportError, SolverError
 from bcquant.io.dtypes import STORAGE, RawTensor
 from bcquant.io.gguf_header import GgufTensor, read_header
 from bcquant.io.mapped_file import MappedFile
-from bcquant.models.architecture import HEAD
+from bcquant.models.architecture import EMBEDDING, HEAD
 from bcquant.models.gguf_config import gguf_name, permuted_rows
 from bcquant.models.quantized_source import slice_rows
 from bcquant.models.source import ModelSource, Rows
@@ -26,8 +26,9 @@ from bcquant.quant.gguf_blocks import (
     holds_groups,
     to_gguf_blocks,
 )
-from bcquant.quant.grid import dequantize
+from bcquant.quant.grid import dequantize, quantize_nearest
 from bcquant.quant.tensors import QuantizedTensor
+from bcquant.spec.quant_format import QuantFormat
 
 from .file import Tensor
 from .options import GgufOptions
@@ -36,6 +37,7 @@ Array = npt.NDArray[Any]
 
 FLOAT_TYPES = {"F32": 0, "F16": 1, "BF16": 30}
 _VALUES_AT_ONCE = 2 << 20
+_ROUNDED = QuantFormat(8, 32)  # Q8_0
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,8 @@ class Storage:
 
     def _float_choice(self, name: str) -> Choice:
         stored = self.source.stored_dtype(name)
+        if self._is_rounded(name):
+            return Choice(name, "Q8_0", error=None)
         if self._is_folded(name):
             return Choice(name, "F32")  # folding a NormHead gives float32 values
         if stored.startswith("GGUF:"):
@@ -103,6 +107,11 @@ class Storage:
             return Choice(name, "F16")  # holds every 8-bit float
         kind = stored if stored in FLOAT_TYPES else "F32"
         return Choice(name, kind, error=self._float_error(name))
+
+    def _is_rounded(self, name: str) -> bool:
+        """A float embedding or head that --embedding-bits 8 rounds, if blocks divide its rows."""
+        is_asked = self.options.embedding_bits == 8 and name in (EMBEDDING, HEAD)
+        return is_asked and self.source.shape(name)[1] % _ROUNDED.group_size == 0
 
     def _float_error(self, name: str) -> float | None:
         """Only float64 loses something in float32."""
@@ -194,8 +203,7 @@ class Storage:
         """Rows as they are stored: blocks in bytes, or floats (BF16 as its bits)."""
         name = choice.name
         if choice.kind in KINDS:
-            blocks = to_gguf_blocks(slice_rows(self._quantized(name), rows), choice.kind)
-            return self._in_file_order(blocks, name)
+            return self._in_file_order(self._blocks_of(choice, rows), name)
         if self.source.stored_dtype(name) == choice.kind and not self._is_folded(name):
             raw = self.source.raw(name, rows)
             values: Array = raw.data if isinstance(raw, RawTensor) else raw
@@ -203,6 +211,18 @@ class Storage:
             with np.errstate(over="ignore"):
                 values = self._exact(name, rows).astype(STORAGE[choice.kind])
         return self._in_file_order(values, name)
+
+    def _blocks_of(self, choice: Choice, rows: Rows) -> Array:
+        """Rows as blocks: the checkpoint's integers, or an embedding rounded to nearest."""
+        name = choice.name
+        if choice.is_quantized:
+            q = slice_rows(self._quantized(name), rows)
+        else:
+            try:
+                q = quantize_nearest(self.source.weight(name, rows), _ROUNDED)
+            except SolverError as error:
+                raise ExportError(f"{name} cannot be rounded to 8 bits: {error}") from error
+        return to_gguf_blocks(q, choice.kind)
 
     def _is_folded(self, name: str) -> bool:
         return name == HEAD and self.source.config.norm_head
@@ -221,9 +241,8 @@ class Storage:
         """Canonical rows as a reader of the file gets them, float64."""
         exact = self._exact(choice.name, rows)
         if choice.kind in KINDS:
-            q = slice_rows(self._quantized(choice.name), rows)
-            blocks = to_gguf_blocks(q, choice.kind)
-            return from_gguf_blocks(blocks, choice.kind).dequantize().astype(np.float64)
+            values = from_gguf_blocks(self._blocks_of(choice, rows), choice.kind).dequantize()
+            return values.astype(np.float64)
         return exact.astype(STORAGE[choice.kind]).astype(np.float64)
 
     def _copied(self, place: GgufTensor) -> Iterator[Array]:

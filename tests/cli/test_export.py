@@ -90,7 +90,7 @@ def test_lossy_export_needs_permission(model, calls, tmp_path, capsys):
 
     assert export(model, "-o", str(out), "--allow-lossy") == 0
     assert out.read_text() == "written"
-    assert f"bcquant verify {model} {out}" in capsys.readouterr().out
+    assert f"bcquant verify {model} {out} --max-weight-error 0.26\n" in capsys.readouterr().out
 
 
 def test_exact_export_needs_none(model, monkeypatch, tmp_path):

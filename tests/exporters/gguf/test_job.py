@@ -144,6 +144,26 @@ def test_q4_1_is_lossy_and_says_by_how_much(
             np.testing.assert_allclose(error, change / np.linalg.norm(exact), rtol=1e-6)
 
 
+@pytest.mark.parametrize("family", ["llama", "smollm2", "baichuan2"])
+def test_embedding_and_head_can_be_rounded_to_eight_bits(
+    family: str, tmp_path: Path, export: Export, make_quantized: Make
+) -> None:
+    source = make_quantized(tmp_path / "m", QuantFormat(4, 32), family=family)
+    plan = export(source, tmp_path / "m.gguf", embedding_bits=8)
+    lossy = {tensor.name: tensor.error for tensor in plan.lossy}
+    ends = {"model.embed_tokens.weight", "lm_head.weight"}
+    with open_model(source) as before, open_model(tmp_path / "m.gguf") as after:
+        assert lossy.keys() == ends & set(before.names())
+        assert {stored(plan)[name] for name in lossy} == {"Q8_0"}
+        for name, error in lossy.items():
+            exact = before.weight(name).astype(np.float64)
+            change = np.linalg.norm(after.weight(name) - exact) / np.linalg.norm(exact)
+            np.testing.assert_allclose(error, change, rtol=1e-6)
+            # Half a step of absmax / 127 at most, which is a few standard deviations of a row.
+            assert 0 < change < 0.01
+    assert plan.num_bytes == (tmp_path / "m.gguf").stat().st_size
+
+
 def test_groups_that_no_block_holds_become_floats(
     tmp_path: Path, export: Export, make_quantized: Make
 ) -> None:
