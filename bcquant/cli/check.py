@@ -127,7 +127,7 @@ def _print_table(subject: Subject, answers: list[Answer], versions: dict[str, st
     console.print(f"{subject.path}\n{_format_name(subject)}", markup=False)
     table = Table()
     for column in ("program", "loads", "why", "what it takes"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column == "program")
     for found in answers:
         shown, loads = found.as_it_is, found.as_it_is.loads
         if found.exported is not None:
