@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from bcquant.loaders._facts import Facts
-from bcquant.loaders._onnx import OnnxFacts
+from bcquant.loaders._onnx import OnnxFacts, OnnxGraph
 from bcquant.loaders._verdict import Subject, Verdict
 from bcquant.quant.limits import reader_limits, requirements
 from bcquant.spec.quant_format import QuantFormat
@@ -54,6 +56,13 @@ def not_onnx(name: str, subject: Subject) -> Verdict:
 def no_onnx(name: str, reads: str) -> Verdict:
     """The verdict of a program that reads checkpoints, on an ONNX model."""
     return Verdict(name, "no", f"this is ONNX; it reads {reads}")
+
+
+def judge_onnx(name: str, subject: Subject, judge_graph: Callable[[OnnxGraph], Verdict]) -> Verdict:
+    """The verdict of a program that reads ONNX only, by the graph."""
+    if not isinstance(subject, OnnxFacts):
+        return not_onnx(name, subject)
+    return missing_data(name, subject) or judge_graph(subject.graph)
 
 
 def missing_data(name: str, facts: OnnxFacts) -> Verdict | None:

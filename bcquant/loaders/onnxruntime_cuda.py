@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from bcquant.loaders._checkpoint_rules import missing_data, not_onnx
+from bcquant.loaders._checkpoint_rules import judge_onnx
 from bcquant.loaders._facts import Facts
-from bcquant.loaders._onnx import MS, OnnxFacts, OnnxGraph, planned_graph
+from bcquant.loaders._onnx import MS, OnnxGraph, planned_graph
 from bcquant.loaders._onnx_rules import bits_of, on_the_cpu
 from bcquant.loaders._verdict import Export, Loader, Subject, Verdict
 
@@ -24,9 +24,7 @@ _BITS = (4, 8)
 
 def judge(subject: Subject) -> Verdict:
     """By the table of kernels."""
-    if not isinstance(subject, OnnxFacts):
-        return not_onnx(NAME, subject)
-    return missing_data(NAME, subject) or _judge_graph(subject.graph)
+    return judge_onnx(NAME, subject, _judge_graph)
 
 
 def judge_export(facts: Facts) -> Verdict:

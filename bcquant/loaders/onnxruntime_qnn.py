@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from bcquant.loaders._checkpoint_rules import missing_data, not_onnx
+from bcquant.loaders._checkpoint_rules import judge_onnx
 from bcquant.loaders._facts import Facts
-from bcquant.loaders._onnx import OnnxFacts, OnnxGraph, planned_graph
+from bcquant.loaders._onnx import OnnxGraph, planned_graph
 from bcquant.loaders._onnx_rules import bits_of, blocks_of, has_g_idx, listed
 from bcquant.loaders._verdict import Export, Loader, Subject, Verdict
 
@@ -18,9 +18,7 @@ _BLOCKS = (32, 64)
 
 def judge(subject: Subject) -> Verdict:
     """A graph of which it takes no node loads, and runs on the CPU: that is a "no" here."""
-    if not isinstance(subject, OnnxFacts):
-        return not_onnx(NAME, subject)
-    return missing_data(NAME, subject) or _judge_graph(subject.graph)
+    return judge_onnx(NAME, subject, _judge_graph)
 
 
 def judge_export(facts: Facts) -> Verdict:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from bcquant.loaders._checkpoint_rules import missing_data, not_onnx
+from bcquant.loaders._checkpoint_rules import judge_onnx
 from bcquant.loaders._facts import Facts
-from bcquant.loaders._onnx import MS, OnnxFacts, OnnxGraph, planned_graph
+from bcquant.loaders._onnx import MS, OnnxGraph, planned_graph
 from bcquant.loaders._onnx_rules import bits_of, has_g_idx, on_the_cpu
 from bcquant.loaders._verdict import Export, Loader, Subject, Verdict
 
@@ -25,13 +25,11 @@ _EVERY_BUNDLE_BITS = (2, 4)
 
 def judge(subject: Subject) -> Verdict:
     """By the table of kernels."""
-    if not isinstance(subject, OnnxFacts):
-        return not_onnx(NAME, subject)
-    return missing_data(NAME, subject) or _judge_graph(subject.graph)
+    return judge_onnx(NAME, subject, _judge_graph)
 
 
 def judge_export(facts: Facts) -> Verdict:
-    """The graph that the exporter would write for --target web."""
+    """The graph that the exporter would write for a browser with a GPU."""
     return _judge_graph(planned_graph(facts, float16=False))
 
 
@@ -52,6 +50,6 @@ def _judge_graph(graph: OnnxGraph) -> Verdict:
     return Verdict(NAME, "yes", "; ".join(notes), NEEDS)
 
 
-LOADER = Loader(
-    NAME, "onnxruntime-web 1.30", judge, Export("onnx", ("--target", "web")), judge_export
-)
+# On a GPU MatMulNBits is the fast way; --target web alone writes what is fast without one.
+_EXPORT = Export("onnx", ("--target", "web", "--variant", "ort"))
+LOADER = Loader(NAME, "onnxruntime-web 1.30", judge, _EXPORT, judge_export)

@@ -44,7 +44,7 @@ def test_every_program_answers_in_order(tmp_path: Path, capsys: pytest.CaptureFi
     [
         ("ONNX Runtime CPU", ""),
         ("ONNX Runtime CUDA", " --float16"),
-        ("ONNX Runtime WebGPU", " --target web"),
+        ("ONNX Runtime WebGPU", " --target web --variant ort"),
         ("onnxruntime-genai", " --target genai"),
     ],
 )
