@@ -85,11 +85,11 @@ def _row(model: Path, op: str, out: Path, export_s: float, certificate: dict[str
     files = [out] if out.is_file() else [p for p in out.rglob("*") if p.is_file()]
     backend = certificate["backend"]
     return make_row(
-        f"{model.name}: {op}",
-        f"bcquant {__version__}, {package_version(PACKAGES[backend])}",
-        "verify",
+        PACKAGES[backend],
+        f"{package_version(PACKAGES[backend])}, bcquant {__version__}",
+        op,
         threads=os.cpu_count() or 1, median_us=certificate["seconds"] * 1e6,
-        export_s=export_s, verify_s=certificate["seconds"],
+        model=model.name, export_s=export_s, verify_s=certificate["seconds"],
         size_mb=sum(file.stat().st_size for file in files) / 1e6,
         tokens=checks["tokens"]["different"], weights=checks["weights"]["different"],
         kl_mean=checks["logits"]["kl_mean"], kl_999=checks["logits"]["kl_999"],
