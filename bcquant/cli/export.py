@@ -78,9 +78,11 @@ def run(args: argparse.Namespace) -> int:
         if plan.lossy and not args.allow_lossy:
             raise ExportError(_lossy_sentence(plan))
         with progress_bar("tensors") as bar:
-            job.write(out, lambda what, done, total: bar(f"writing {what}", done, total))
+            made = job.write(out, lambda what, done, total: bar(f"writing {what}", done, total))
     if not args.json:
-        print(f"written: {out}\nnext: bcquant verify {args.model} {out}{_accepted(plan)}")
+        print(f"written: {', '.join(map(str, made))}")
+        if exporter.is_verifiable:
+            print(f"next: bcquant verify {args.model} {out}{_accepted(plan)}")
     return 0
 
 

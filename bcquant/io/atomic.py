@@ -40,7 +40,8 @@ def write_error(path: Path, error: OSError) -> ExportError:
 class AtomicFile:
     """A file in the making beside `path`; nothing is visible there until `publish`.
 
-    write* -> seal -> publish, or `discard` at any point. The caller ends with one of the last two.
+    write* -> seal -> publish, or `discard` at any point; `write_at` anywhere before `publish`. The
+    caller ends with `publish` or `discard`.
 
     Raises:
         ExportError: any of its methods, when the disk is full, read-only or refuses.
@@ -60,6 +61,19 @@ class AtomicFile:
         """Append bytes."""
         try:
             self._file.write(data)
+        except OSError as error:
+            raise write_error(self.path, error) from error
+
+    def write_at(self, offset: int, data: bytes | memoryview) -> None:
+        """Replace bytes that were written before, and force them to the disk; also after `seal`."""
+        try:
+            if not self._file.closed:
+                self._file.flush()
+            with open(self._temp, "r+b") as file:
+                file.seek(offset)
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
             raise write_error(self.path, error) from error
 

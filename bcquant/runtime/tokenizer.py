@@ -9,11 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from bcquant.errors import CheckpointError
+from bcquant.models.source import ModelSource
 from bcquant.runtime.folder_tokenizer import open_folder_tokenizer
 from bcquant.runtime.gguf_tokenizer import open_gguf_tokenizer
 from bcquant.runtime.text_codec import SpecialTokens, Tokenizer
 
-__all__ = ["SpecialTokens", "Tokenizer", "open_tokenizer"]
+__all__ = ["SpecialTokens", "Tokenizer", "has_tokenizer", "open_tokenizer"]
 
 
 def open_tokenizer(path: str | Path) -> Tokenizer:
@@ -36,3 +37,11 @@ def open_tokenizer(path: str | Path) -> Tokenizer:
             f"{path}: no such file or folder; give a checkpoint folder or a .gguf file"
         )
     return open_folder_tokenizer(path)
+
+
+def has_tokenizer(source: ModelSource) -> bool:
+    """Whether the checkpoint brings a tokenizer; one that is damaged counts."""
+    if source.reader.kind == "gguf":
+        return "tokenizer.ggml.model" in source.reader.metadata
+    folder = source.path if source.path.is_dir() else source.path.parent
+    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))

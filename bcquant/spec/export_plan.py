@@ -77,8 +77,8 @@ class ExportJob(Protocol):
             CheckpointError: a tensor cannot be read.
         """
 
-    def write(self, out: Path, progress: Progress) -> None:
-        """Write under a temporary name and rename; only after `validate`.
+    def write(self, out: Path, progress: Progress) -> tuple[Path, ...]:
+        """Write under a temporary name and rename; only after `validate`. What there is then.
 
         Raises:
             ExportError: `out` exists or cannot be written. Nothing half-written remains.
@@ -95,6 +95,7 @@ class Exporter:
         default_out: source path -> where to write if nothing was said.
         prepare: (open ModelSource, options) -> a job.
         examples: command lines, one a line.
+        is_verifiable: `bcquant verify` reads what it writes.
     """
 
     name: str
@@ -104,3 +105,4 @@ class Exporter:
     default_out: Callable[[Path], Path]
     prepare: Callable[[Any, Any], ExportJob]
     examples: str = ""
+    is_verifiable: bool = True

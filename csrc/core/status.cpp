@@ -18,6 +18,8 @@ const char* bcq_status_text(bcq_status status) {
       return "The packed weight's header or size is wrong.";
     case BCQ_OUT_OF_MEMORY:
       return "The system gave no memory or no thread.";
+    case BCQ_CANCELLED:
+      return "Another thread asked the call to end.";
   }
   return "This status code is not one of bcquant's.";
 }

@@ -72,8 +72,8 @@ class GgufJob:
             progress(choice.name, position + 2, total)
         return self.plan()
 
-    def write(self, out: Path, progress: Progress) -> None:
-        """Write one file under a temporary name and rename it.
+    def write(self, out: Path, progress: Progress) -> tuple[Path, ...]:
+        """Write one file under a temporary name, rename it and return it.
 
         Raises:
             ExportError: `out` exists, has too little space, or cannot be written.
@@ -87,6 +87,7 @@ class GgufJob:
         write_file(
             out, metadata, tensors, lambda done: progress(names[done - 1], done, len(tensors))
         )
+        return (out,)
 
     def _metadata(self) -> Metadata:
         name = self._source.path.stem if self._source.path.is_file() else self._source.path.name

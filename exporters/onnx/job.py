@@ -13,11 +13,12 @@ from bcquant.io.atomic import atomic_write_bytes, atomic_write_json, check_writa
 from bcquant.io.atomic_folder import atomic_folder
 from bcquant.io.digest import sha256_bytes
 from bcquant.models.source import ModelSource
+from bcquant.runtime.tokenizer import has_tokenizer
 from bcquant.runtime.tokenizer_export import export_tokenizer
 from bcquant.spec.export_plan import ExportPlan, Progress
 
 from .options import OnnxOptions
-from .plan import FACTS_FILE, Built, has_tokenizer, make_plan, measured
+from .plan import FACTS_FILE, Built, make_plan, measured
 from .writer import MODEL_FILE, write_data
 
 # Target -> module with `extra_files` and `notes`, for those that need files beside model.onnx.
@@ -63,8 +64,8 @@ class OnnxJob:
             plan = replace(plan, notes=(*plan.notes, *notes))
         return measured(plan, self.source, self.options, progress)
 
-    def write(self, out: Path, progress: Progress) -> None:
-        """Write the folder; only after `validate`.
+    def write(self, out: Path, progress: Progress) -> tuple[Path, ...]:
+        """Write the folder and return it; only after `validate`.
 
         Raises:
             ExportError: `out` exists or cannot be written. Nothing half-written remains.
@@ -77,6 +78,7 @@ class OnnxJob:
             self._write_small_files(folder, built)
             write_data(folder, built.graph.weights.values(), built.layout, progress)
             atomic_write_bytes(folder / MODEL_FILE, built.model)
+        return (out,)
 
     def _make(self) -> tuple[ExportPlan, Built | None]:
         if self._made is None:

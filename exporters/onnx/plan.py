@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import bcquant
 from bcquant.models.architecture import EMBEDDING, HEAD
 from bcquant.models.source import ModelSource
+from bcquant.runtime.tokenizer import has_tokenizer
 from bcquant.spec.export_plan import ExportPlan, TensorPlan
 
 from .emitter import Emitter
@@ -116,14 +117,6 @@ def is_rounded(source: ModelSource, options: OnnxOptions, name: str) -> bool:
     """Whether --embedding-bits rounds this tensor: a float embedding or head."""
     is_end = name in (EMBEDDING, HEAD)
     return options.embedding_bits != 16 and is_end and source.stored_dtype(name) != "quantized"
-
-
-def has_tokenizer(source: ModelSource) -> bool:
-    """Whether the checkpoint brings a tokenizer; one that is damaged counts."""
-    if source.reader.kind == "gguf":
-        return "tokenizer.ggml.model" in source.reader.metadata
-    folder = source.path if source.path.is_dir() else source.path.parent
-    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
 
 
 def activation_dtype(options: OnnxOptions) -> str:

@@ -33,9 +33,10 @@ class Job:
         tensors = (EXACT, TensorPlan("lm_head", "Q4_1", 8, self._measured))
         return ExportPlan("fake", self._plan.files, tensors)
 
-    def write(self, out: Path, progress: Progress) -> None:
+    def write(self, out: Path, progress: Progress) -> tuple[Path, ...]:
         self._calls.append("write")
         out.write_text("written")
+        return (out,)
 
 
 @pytest.fixture
@@ -44,7 +45,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def install(
-    monkeypatch: pytest.MonkeyPatch, measured: float, refusals: tuple[str, ...] = ()
+    monkeypatch: pytest.MonkeyPatch,
+    measured: float,
+    refusals: tuple[str, ...] = (),
+    is_verifiable: bool = True,
 ) -> list[str]:
     done: list[str] = []
     plan = ExportPlan("fake", (("model.fake", 12),), (EXACT, LOSSY), refusals)
@@ -55,6 +59,7 @@ def install(
         lambda args: None,
         lambda path: Path(f"{path.name}.fake"),
         lambda source, options: Job(plan, measured, done),
+        is_verifiable=is_verifiable,
     )
     load = registry.load
 
@@ -118,6 +123,15 @@ def test_refusal_ends_it_before_anything_is_read(model, monkeypatch, tmp_path, c
 def test_existing_output_is_refused_before_the_plan(model, calls, tmp_path, capsys):
     assert export(model, "-o", str(model)) == 2
     assert calls == [] and "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("is_verifiable", [True, False])
+def test_next_step_is_only_named_where_it_works(
+    is_verifiable, model, monkeypatch, tmp_path, capsys
+):
+    install(monkeypatch, measured=0.0, is_verifiable=is_verifiable)
+    assert export(model, "-o", str(tmp_path / "out")) == 0
+    assert ("bcquant verify" in capsys.readouterr().out) == is_verifiable
 
 
 def test_output_is_named_after_the_model(model, calls, tmp_path, monkeypatch):

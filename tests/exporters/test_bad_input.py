@@ -19,7 +19,7 @@ from tiny_quantized import quantize_folder
 from bcquant.cli import main
 from bcquant.spec.quant_format import QuantFormat
 
-EXPORTERS = ("onnx", "gguf")
+EXPORTERS = ("onnx", "gguf", "mobile")
 WEIGHTS = "model.safetensors"
 
 

@@ -42,6 +42,33 @@ def test_atomic_write_bytes_replaces_the_file_and_leaves_nothing_else(tmp_path):
     assert names(tmp_path) == ["f"]
 
 
+@pytest.mark.parametrize("is_sealed", [False, True])
+def test_write_at_replaces_earlier_bytes_before_anything_is_visible(tmp_path, is_sealed):
+    file = AtomicFile(tmp_path / "f")
+    file.write(b"....data")
+    if is_sealed:
+        file.seal()
+    file.write_at(0, b"head")
+    assert not (tmp_path / "f").exists()
+    if not is_sealed:
+        file.write(b"more")
+        file.seal()
+    file.publish()
+    assert (tmp_path / "f").read_bytes() == (b"headdata" if is_sealed else b"headdatamore")
+    assert names(tmp_path) == ["f"]
+
+
+def test_a_failed_write_at_is_one_error_and_leaves_nothing(tmp_path, monkeypatch):
+    with (
+        pytest.raises(ExportError, match="no space left on device"),
+        atomic_file(tmp_path / "f") as file,
+    ):
+        file.write(b"....")
+        monkeypatch.setattr(os, "fsync", failing(errno.ENOSPC))
+        file.write_at(0, b"head")
+    assert names(tmp_path) == []
+
+
 def test_atomic_write_makes_missing_folders(tmp_path):
     atomic_write_text(tmp_path / "a" / "b" / "f.txt", "ж")
     assert (tmp_path / "a" / "b" / "f.txt").read_bytes() == "ж".encode()

@@ -15,6 +15,7 @@ typedef enum bcq_status {
   BCQ_TIER_NOT_HERE = 5,  ///< the tier exists, but this CPU or this build lacks it
   BCQ_BAD_BLOB = 6,       ///< a packed weight's header or size is wrong
   BCQ_OUT_OF_MEMORY = 7,
+  BCQ_CANCELLED = 8,  ///< another thread asked for it
 } bcq_status;
 
 /// One English sentence for `status`; a static string, never null.
