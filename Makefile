@@ -14,6 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq -c constraints.txt $(PIP_FLAGS)
 SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.inc csrc/include/bcq/*.h)
+MOBILE := $(wildcard mobile/*/*.cpp mobile/*/*.h mobile/include/bcq/*.h)
 BINDINGS := $(wildcard csrc/bindings/*.p*) csrc/tiers.txt
 INPUTS := pyproject.toml setup.py constraints.txt $(SOURCES) $(BINDINGS)
 # A package that asks for any torch must not pull the newest one, in pip's own build folders too.
@@ -77,11 +78,11 @@ check: $(TEST_READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
+	$(BIN)/clang-format --dry-run --Werror $(SOURCES) $(MOBILE)
 
 format: $(TEST_READY)
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(SOURCES)
+	$(BIN)/clang-format -i $(SOURCES) $(MOBILE)
 
 bench: $(BASE_READY)
 	@test -f benchmarks/bench_quality.py || { echo "benchmarks/bench_quality.py is not there"; exit 1; }
