@@ -47,7 +47,8 @@ bool sound(const Counts& c) {
   return is_side(c.vocab) && is_side(c.hidden) && is_side(c.intermediate) && c.layers >= 1 &&
          c.layers <= kMaxLayers && c.heads >= 1 && c.heads <= kMaxHeads && c.kv_heads >= 1 &&
          c.heads % c.kv_heads == 0 && c.head_dim >= 16 && c.head_dim <= BCQ_MAX_HEAD_DIM &&
-         c.head_dim % 16 == 0 && is_side(uint64_t{c.heads} * c.head_dim) && c.max_positions >= 1;
+         c.head_dim % 16 == 0 && is_side(uint64_t{c.heads} * c.head_dim) && c.max_positions >= 1 &&
+         c.max_positions <= INT32_MAX;
 }
 
 /// Token ids of the model block: begin, padding, end.
@@ -303,6 +304,12 @@ bcq_status check_sections(const bcq_model_info& info, const Buffer<Section>& sec
                           uint64_t index_end, const Buffer<uint64_t>& shard_bytes) {
   uint64_t free_from = index_end;
   uint32_t shard = 0;
+  // Goes on to the next shard; a file ends with its last section.
+  const auto next_shard = [&]() {
+    const bool ends = free_from == shard_bytes[shard++];
+    free_from = kHeaderBytes;
+    return ends ? BCQ_OK : fail(BCQ_BAD_BLOB, "Shard %u goes on behind its last section.", shard);
+  };
   for (size_t i = 0; i < sections.size(); i++) {
     const Section& s = sections[i];
     bcq_status status = check_row(info, s);
@@ -312,11 +319,15 @@ bcq_status check_sections(const bcq_model_info& info, const Buffer<Section>& sec
     if (!follows || s.shard < shard || s.shard >= shard_bytes.size())
       return fail(BCQ_BAD_BLOB, "%s is out of order, there twice, or in shard %u of %zu.",
                   name_of(s).text, s.shard, shard_bytes.size());
-    if (s.shard > shard) free_from = kHeaderBytes;
-    shard = s.shard;
+    while (status == BCQ_OK && shard < s.shard) status = next_shard();
+    if (status != BCQ_OK) return status;
     status = check_place(s, free_from, shard_bytes[shard]);
     if (status != BCQ_OK) return status;
     free_from = s.offset + s.bytes;
+  }
+  while (shard < shard_bytes.size()) {
+    const bcq_status status = next_shard();
+    if (status != BCQ_OK) return status;
   }
   return check_complete(info, sections);
 }

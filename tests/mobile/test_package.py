@@ -163,11 +163,26 @@ def test_bytes_between_sections_are_refused(runtime: Runtime, tiny: Path) -> Non
     refused(lambda: runtime.open_memory([data]), api.BAD_BLOB, "belong to no section")
 
 
+def test_a_file_that_goes_on_behind_its_last_section_is_refused(
+    runtime: Runtime, tiny: Path, shards: list[Path]
+) -> None:
+    for files in ([tiny], shards):
+        for longer in range(len(files)):
+            data = [bytearray(path.read_bytes()) for path in files]
+            data[longer] += bytes(64)
+            struct.pack_into("<Q", data[longer], 40, len(data[longer]))
+            refused(
+                lambda data=data: runtime.open_memory(list(map(bytes, data)), api.STRUCTURE),
+                api.BAD_BLOB, "goes on behind its last section",
+            )  # fmt: skip
+
+
 # What a hostile writer changes in a package that is otherwise sound, and what is said.
 EDITS: dict[str, tuple[int | None, int, bytes, str]] = {
     # (kind of the row or None for the file, offset, bytes, about)
     "kv heads that do not divide": (None, HEADER + 20, b"\x03", "out of range"),
     "head size": (None, HEADER + 24, b"\x11", "out of range"),
+    "positions that are no int32": (None, HEADER + 28, b"\x00\x00\x00\x80", "out of range"),
     "no epsilon": (None, HEADER + 32, struct.pack("<f", float("nan")), "rms_norm_eps"),
     "another position": (None, HEADER + 36, b"\x02", "does not exist"),
     "end token": (None, HEADER + 60, struct.pack("<i", 32), "token is not"),
@@ -216,7 +231,12 @@ def test_every_section_that_a_model_needs_is_missed(runtime: Runtime, tiny: Path
         struct.pack_into("<Q", cut, 56, index_bytes - ROW)
         struct.pack_into("<I", cut, TABLE - 8, (index_bytes - TABLE + HEADER) // ROW - 1)
         content = signed(cut)
-        if kind in optional:
+        if kind == rows(data)[-1][0]:
+            refused(
+                lambda content=content: runtime.open_memory([content], api.STRUCTURE),
+                api.BAD_BLOB, "goes on behind its last section",
+            )  # fmt: skip
+        elif kind in optional:
             runtime.open_memory([content], api.STRUCTURE).close()
         else:
             refused(
