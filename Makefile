@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip install -qq -c constraints.txt $(PIP_FLAGS)
 SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.inc csrc/include/bcq/*.h)
 MOBILE := $(wildcard mobile/*/*.cpp mobile/*/*.h mobile/include/bcq/*.h)
 BINDINGS := $(wildcard csrc/bindings/*.p*) csrc/tiers.txt
-INPUTS := pyproject.toml setup.py constraints.txt $(SOURCES) $(BINDINGS)
+INPUTS := pyproject.toml setup.py constraints.txt $(SOURCES) $(MOBILE) $(BINDINGS)
 # A package that asks for any torch must not pull the newest one, in pip's own build folders too.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

@@ -1,11 +1,12 @@
 """Entry for build tools: the compiled parts. Everything else is in pyproject.toml.
 
 Kernels: one static library per instruction set (csrc/tiers.txt), one for what is around them, and
-one Cython extension that is linked from all.
+two extensions that are linked from all: Cython over the kernels, and the packages' runtime.
 """
 
 import os
 import platform
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +20,10 @@ FLAGS = [
     "-std=c++17", "-O3", "-g0", "-fno-exceptions", "-fno-rtti", "-fno-math-errno",
     "-fvisibility=hidden", "-Wall", "-Wextra",
 ]  # fmt: skip
+EXPORTS = [
+    "-Wl,--gc-sections", "-Wl,-z,defs", "-Wl,-Bsymbolic",
+    "-Wl,--version-script=mobile/exports.map",
+]  # fmt: skip
 
 
 def files(*patterns: str) -> list[str]:
@@ -31,6 +36,7 @@ KERNEL_INPUTS = [
     *files("include/bcq/*.h", "core/*.h", "kernels/*.h", "kernels/*.inc", "tiers.txt"),
     "setup.py",
 ]
+RUNTIME = sorted(path.as_posix() for path in Path("mobile/runtime").iterdir())
 
 
 def library(name: str, sources: list[str], flags: list[str]) -> tuple[str, dict[str, object]]:
@@ -106,6 +112,22 @@ setup(
                 "-fno-trapping-math", "-fno-exceptions", "-fno-rtti", "-Wall", "-Wextra",
             ],
             language="c++",
+        ),
+        # The runtime for apps (bcquant/kernels/runtime_native.py), also through ctypes; as C again.
+        Extension(
+            "bcquant.kernels._runtime",
+            sources=[path for path in RUNTIME if path.endswith(".cpp")],
+            depends=[
+                *RUNTIME, "mobile/include/bcq/runtime.h", "mobile/exports.map",
+                *files("core/*.cpp", "kernels/*.cpp"), *KERNEL_INPUTS,
+            ],
+            include_dirs=["mobile/include", "mobile", *INCLUDE],
+            extra_compile_args=[
+                "-std=c++17", "-O2", "-g0", "-fno-exceptions", "-fno-rtti", "-fno-math-errno",
+                "-ffunction-sections", "-fdata-sections", "-pthread", "-Wall", "-Wextra",
+            ],
+            extra_link_args=["-pthread", "-lm", *(EXPORTS if sys.platform == "linux" else [])],
+            language="c",
         ),
     ],
 )  # fmt: skip

@@ -46,6 +46,7 @@ LAYERS: dict[str, tuple[int, str]] = {
     "bcquant.runtime.native_model": (5, "no"),
     "bcquant.runtime.native_weights": (5, "no"),
     "bcquant.runtime.numpy_sampler": (5, "no"),
+    "bcquant.runtime.package_engine": (5, "no"),
     "bcquant.runtime.sampling_options": (5, "lazy"),
     "bcquant.runtime.tokenizer": (5, "no"),
     "bcquant.calib": (5, "yes"),

@@ -82,7 +82,8 @@ def run(args: argparse.Namespace) -> int:
     if not args.json:
         print(f"written: {', '.join(map(str, made))}")
         if exporter.is_verifiable:
-            print(f"next: bcquant verify {args.model} {out}{_accepted(plan)}")
+            first = out if out.exists() else made[0]  # of a package in shards
+            print(f"next: bcquant verify {args.model} {first}{_accepted(plan)}")
     return 0
 
 

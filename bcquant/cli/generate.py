@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="checkpoint folder, .gguf file or hub id")
+    parser.add_argument(
+        "model", metavar="MODEL", help="checkpoint folder, .gguf or .bcq file, or hub id"
+    )
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="text to go on from")
     parser.add_argument(
         "--chat",

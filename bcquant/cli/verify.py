@@ -46,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source", metavar="SOURCE", help="the checkpoint: folder, GGUF file or hub id"
     )
     parser.add_argument(
-        "export", metavar="EXPORT", help="what was made from it: .gguf file, ONNX or model folder"
+        "export",
+        metavar="EXPORT",
+        help="what was made from it: .gguf or .bcq file, ONNX or model folder",
     )
     parser.add_argument(
         "--text", default="builtin", metavar="FILE",
@@ -66,8 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--backend", metavar="NAME",
-        help="what runs the export: llama_cpp, onnxruntime, onnxruntime_genai, transformers, core "
-        "(by its files)",
+        help="what runs the export: llama_cpp, onnxruntime, onnxruntime_genai, transformers, "
+        "bcq_runtime, core (by its files)",
     )  # fmt: skip
     parser.add_argument(
         "--max-weight-error", type=float, default=0.0, metavar="E",

@@ -20,19 +20,23 @@ def open_engine(
     precision: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> TextEngine:
-    """Load a checkpoint into the native engine or into torch.
+    """Load a checkpoint into the native engine or into torch, or a package into its runtime.
 
     Args:
+        path_or_id: also a package, `NAME.bcq`, which runs natively whatever is in it.
         engine: one of `ENGINES`; "auto" takes native for a quantized checkpoint that the kernels
             can run.
         num_threads: None = `physical_cores()` for native, torch's own choice for torch.
-        precision: "exact" or "int8" for native, None = "int8"; torch computes exactly only.
+        precision: "exact" or "int8" for native, None = "int8", for a package what it says; torch
+            computes exactly only.
         say: told in one line which engine runs, how, and why where it is torch.
     Raises:
         CheckpointError, ConfigError: it cannot be read, or cannot run as asked.
         KernelError: the kernel tier that was asked for is not here.
     """
     check_threads(num_threads)
+    if Path(path_or_id).suffix.lower() == ".bcq":
+        return _open_package(path_or_id, engine, num_threads, precision, say)
     with open_model(path_or_id) as source:
         reason = why_torch(source, engine)
         if reason is None:
@@ -52,6 +56,27 @@ def open_engine(
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     return Engine.load(path_or_id, say=lambda line: say(f"torch engine ({reason}): {line}"))
+
+
+def _open_package(
+    path: str | Path,
+    engine: str,
+    num_threads: int | None,
+    precision: str | None,
+    say: Callable[[str], None],
+) -> TextEngine:
+    from bcquant.kernels.runtime_native import RuntimeOptions
+    from bcquant.runtime.package_engine import PackageEngine
+
+    if engine not in ("auto", "native"):
+        raise ConfigError(
+            f"{path}: a package runs in the native engine; leave out --engine {engine}"
+        )
+    # What a package says is int8 in one of two ways, or that it has nothing but floats.
+    activations = "exact" if precision == "exact" else None
+    return PackageEngine.load(
+        path, RuntimeOptions(num_threads or physical_cores(), activations), say
+    )
 
 
 def why_torch(source: ModelSource, engine: str) -> str | None:

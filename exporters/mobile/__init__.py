@@ -34,6 +34,7 @@ EXPORTER = Exporter(
     bcquant export mobile model-gptq -o model.bcq
     bcquant export mobile model-gptq --split-mb 1500 --context 4096
     bcquant export mobile model-gptq --dry-run
+    bcquant verify model-gptq model.bcq
+    bcquant export mobile model-gptq --certificate model.bcq.certificate.json -o sealed.bcq
     """,
-    is_verifiable=False,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from bcquant.errors import CheckpointError
 from bcquant.eval.verify.read_checkpoint import CheckpointWeights
 from bcquant.eval.verify.read_gguf import GgufWeights
 from bcquant.eval.verify.read_onnx import MODEL_FILE, OnnxWeights
-from bcquant.eval.verify.stored_weights import StoredWeights
+from bcquant.eval.verify.read_package import PackageWeights, is_package
+from bcquant.eval.verify.stored_weights import StoredWeights, TensorDiff
 from bcquant.eval.verify.thresholds import KINDS, Thresholds
 
 _FLOATS = {"BF16": "bfloat16", "F16": "float16"}  # the coarser first
@@ -28,13 +30,15 @@ def open_export(path: Path) -> StoredWeights:
         raise CheckpointError(f"{path}: no such file or folder; give an export")
     if path.suffix.lower() == ".gguf":
         return GgufWeights(path)
+    if is_package(path):
+        return PackageWeights(path)
     if (path / MODEL_FILE).is_file():
         return OnnxWeights(path)
     if (path / "config.json").is_file():
         return CheckpointWeights(path)
     raise CheckpointError(
-        f"{path}: not an export; a .gguf file, or a folder with {MODEL_FILE} or config.json, is "
-        "needed"
+        f"{path}: not an export; a .gguf or .bcq file, or a folder with {MODEL_FILE} or "
+        "config.json, is needed"
     )
 
 
@@ -53,13 +57,19 @@ class Arithmetic:
     has_exact_mode: bool = False
 
 
-def arithmetic_of(stored: StoredWeights, rounds_activations: bool) -> Arithmetic:
+def arithmetic_of(
+    stored: StoredWeights, rounds_activations: bool, diffs: Sequence[TensorDiff]
+) -> Arithmetic:
     """The limits that fit an export.
 
     Args:
         rounds_activations: the source's own meaning has int8 activations (W8A8).
+        diffs: its tensors beside the source's.
     """
-    found = _arithmetic(stored)
+    if isinstance(stored, PackageWeights):
+        found = _of_package(stored, diffs)
+    else:
+        found = _arithmetic(stored)
     if rounds_activations and found.limits.kind in ("int8", "bfloat16"):
         return replace(found, limits=KINDS["int8_token"])
     return found
@@ -77,6 +87,14 @@ def _arithmetic(stored: StoredWeights) -> Arithmetic:
     # On a CPU transformers takes gptqmodel's bfloat16 product for packed weights.
     is_float = isinstance(stored, CheckpointWeights) and stored.is_float
     return Arithmetic(KINDS["float32" if is_float else "bfloat16"], KINDS["float32"])
+
+
+def _of_package(stored: PackageWeights, diffs: Sequence[TensorDiff]) -> Arithmetic:
+    """Float32, over matrices that float16 may not have held: then they are the source's rounded."""
+    has_rounded = any(d.stored_as == "F16" and d.is_rounded and not d.is_equal for d in diffs)
+    exact = KINDS["float16" if has_rounded else "float32"]
+    rounds = stored.model.activations > 0
+    return Arithmetic(KINDS["int8"] if rounds else exact, exact, has_exact_mode=rounds)
 
 
 def _of_graph(stored: OnnxWeights) -> Arithmetic:

@@ -35,7 +35,13 @@ from bcquant.eval.verify.checks import (
 )
 from bcquant.eval.verify.export_facts import Arithmetic, arithmetic_of, open_export
 from bcquant.eval.verify.read_onnx import OnnxWeights
-from bcquant.eval.verify.stored_weights import StoredWeights, check_same_model, compare_weights
+from bcquant.eval.verify.read_package import PackageWeights, check_package_settings
+from bcquant.eval.verify.stored_weights import (
+    StoredWeights,
+    TensorDiff,
+    check_same_model,
+    compare_weights,
+)
 from bcquant.models.source import ModelSource, open_model
 
 PROMPTS = (
@@ -103,7 +109,7 @@ def verify(
         check_same_model(opened, stored)
         kind = choose_backend(export_path, options.backend)
         diffs = compare_weights(opened, stored, progress)
-        sides = _open_sides(stack, opened, stored, kind, options)
+        sides = _open_sides(stack, opened, stored, kind, options, diffs)
         rounds, allowed = sides.arithmetic.graph.rounds_weights, options.max_weight_error
         wrong = [diff for diff in diffs if not diff.is_accepted(rounds, allowed)]
         checks = [check_tokens(sides.source, sides.export), check_weights(diffs, wrong, allowed)]
@@ -111,6 +117,8 @@ def verify(
             checks.append(check_settings(opened.config, stored.config))
         if isinstance(stored, OnnxWeights):
             checks.append(check_epsilons(opened.config, stored.epsilons()))
+        if isinstance(stored, PackageWeights):
+            checks.append(check_package_settings(opened, sides.source.end_ids, stored))
         checks += _run_both(sides, options, progress)
         diverges = wrong[0].name if wrong else _first_layer(sides, checks)
         return Certificate(
@@ -147,10 +155,12 @@ def _open_sides(
     stored: StoredWeights,
     kind: BackendKind,
     options: VerifyOptions,
+    diffs: Sequence[TensorDiff],
 ) -> _Sides:
     """Load both models; the stack closes them."""
     path, source = stored.path, CoreBackend(opened)
-    context = min(config.max_positions for config in (opened.config, stored.config) if config)
+    theirs = stored.model if isinstance(stored, PackageWeights) else stored.config
+    context = min(sizes.max_positions for sizes in (opened.config, theirs) if sizes)
     windows = _windows(source, options, context)
     max_tokens = max(len(windows[0]), _longest_greedy(source, options, context))
     export = stack.enter_context(closing(kind.open(path, max_tokens)))
@@ -159,7 +169,7 @@ def _open_sides(
             f"{path}: its vocabulary has {export.vocab_size} tokens, the source's "
             f"{source.vocab_size}: this is an export of another model"
         )
-    arithmetic = arithmetic_of(stored, source.rounds_activations)
+    arithmetic = arithmetic_of(stored, source.rounds_activations, diffs)
     exact = None
     if arithmetic.has_exact_mode and kind.open_exact is not None:
         exact = stack.enter_context(closing(kind.open_exact(path, max_tokens)))

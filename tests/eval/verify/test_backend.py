@@ -44,7 +44,7 @@ def test_gguf_is_for_llama_cpp_and_core(tmp_path: Path) -> None:
 
 def test_names_are_those_of_the_files() -> None:
     assert [kind.name for kind in backends()] == [
-        "onnxruntime_genai", "onnxruntime", "llama_cpp", "transformers", "core",
+        "onnxruntime_genai", "onnxruntime", "llama_cpp", "bcq_runtime", "transformers", "core",
     ]  # fmt: skip
 
 
