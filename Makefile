@@ -14,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq -c constraints.txt $(PIP_FLAGS)
 SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.inc csrc/include/bcq/*.h)
-MOBILE := $(wildcard mobile/*/*.cpp mobile/*/*.h mobile/include/bcq/*.h)
+MOBILE := $(wildcard mobile/*/*.cpp mobile/*/*.h mobile/*/*/*.cpp mobile/*/*/*.h)
 BINDINGS := $(wildcard csrc/bindings/*.p*) csrc/tiers.txt
 INPUTS := pyproject.toml setup.py constraints.txt $(SOURCES) $(MOBILE) $(BINDINGS)
 # A package that asks for any torch must not pull the newest one, in pip's own build folders too.
@@ -25,7 +25,7 @@ TORCH_READY := $(VENV)/.stamp-torch
 BASE_READY := $(VENV)/.stamp-base
 TEST_READY := $(VENV)/.stamp-test
 
-.PHONY: help demo model toolchains web-tools test check format bench bench-peers clean
+.PHONY: help demo model toolchains web-tools app-tools web test check format bench bench-peers clean
 .DELETE_ON_ERROR:
 
 help:
@@ -33,6 +33,8 @@ help:
 	@echo "make model   fetch the demo's model into the cache; tests on a real model need it"
 	@echo "make toolchains   apt: cross compilers, qemu, clang for WASM; their tests skip without"
 	@echo "make web-tools    apt, npm: Chromium and onnxruntime-web; the browser's tests skip without"
+	@echo "make app-tools    npm: the Kotlin compiler (beside a JDK); its tests skip without"
+	@echo "make web     the runtime as WebAssembly, its API and the chat page, into build/web"
 	@echo "make test    install with the test extras, then run the whole suite"
 	@echo "make check   ruff, mypy --strict and clang-format, as CI runs them"
 	@echo "make format  let ruff and clang-format format the tree"
@@ -70,6 +72,12 @@ toolchains:
 
 web-tools:
 	sh tests/web/install_web_tools.sh
+
+app-tools:
+	sh mobile/android/tests/install_kotlin.sh
+
+web:
+	sh mobile/web/build.sh build/web
 
 test: $(TEST_READY)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

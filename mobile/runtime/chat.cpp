@@ -152,7 +152,7 @@ bcq_status read_object(Reader* reader, const char* const* names, int32_t num, Re
   *found = 0;
   if (!take(reader, '{')) return damaged(*reader, "an object");
   do {
-    int32_t index;
+    int32_t index = 0;
     bcq_status status = read_key(reader, names, num, &index);
     if (status != BCQ_OK) return status;
     if ((*found >> index & 1) != 0) return damaged(*reader, "a key that was not there before");

@@ -69,6 +69,7 @@ bool lay_out(const bcq_model_info& info, const bcq::Settings& settings, bcq::Ses
   sizes->logits_at = take((uint64_t)info.vocab_size * 4);
   sizes->zeros_at = take((uint64_t)(info.num_kv_heads * info.head_dim) * 4);
   sizes->caches_at = take((uint64_t)info.num_layers * sizeof(bcq_kv));
+  sizes->ids_at = take((uint64_t)sizes->context * sizeof(int32_t));
   sizes->decoder_at = take(sizes->decoder_bytes);
   sizes->scratch_bytes = (size_t)at;
   return at <= PTRDIFF_MAX / 2;

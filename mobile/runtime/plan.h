@@ -49,11 +49,11 @@ uint64_t rope_bytes(const bcq_model_info& info, int64_t positions);
 
 /// A session's allocations.
 struct SessionSizes {
-  int64_t context;                                          ///< positions that it may hold
-  int64_t capacity;                                         ///< of its caches, a multiple of 16
-  int64_t prefill_tokens;                                   ///< of a chunk
-  size_t decoder_bytes;                                     ///< scratch of the kernels
-  size_t x_at, logits_at, zeros_at, decoder_at, caches_at;  ///< offsets in the scratch
+  int64_t context;         ///< positions that it may hold
+  int64_t capacity;        ///< of its caches, a multiple of 16
+  int64_t prefill_tokens;  ///< of a chunk
+  size_t decoder_bytes;    ///< scratch of the kernels
+  size_t x_at, logits_at, zeros_at, decoder_at, caches_at, ids_at;  ///< offsets in the scratch
   size_t scratch_bytes;
   size_t layer_bytes;   ///< cache of one layer, a multiple of 64
   size_t caches_bytes;  ///< of all layers

@@ -1,6 +1,7 @@
 #include "runtime/session.h"
 
 #include "runtime/error.h"
+#include "runtime/overflow.h"
 
 namespace {
 
@@ -42,22 +43,6 @@ void clear_blocks(const bcq_kv& kv, int64_t first, int64_t last) {
   }
 }
 
-/// Forgets positions [first, last): the kernels want zeros in what is unused of a started block.
-void clear(bcq_session* s, int64_t first, int64_t last) {
-  const bcq_context alone = {s->model->context.kernels, nullptr};
-  const int64_t width = s->model->info.num_kv_heads * s->model->info.head_dim;
-  const auto block_up = [](int64_t at) {
-    return (at + kBlockPositions - 1) / kBlockPositions * kBlockPositions;
-  };
-  const int64_t whole = block_up(first) < last ? block_up(first) : last;
-  for (int64_t layer = 0; layer < s->model->info.num_layers; layer++) {
-    const bcq_kv& kv = s->caches[layer];
-    for (int64_t at = first; at < whole; at++)
-      bcq_kv_append(&alone, &kv, at, 1, s->zeros, width, s->zeros, width);
-    if (whole < last) clear_blocks(kv, whole, block_up(last));
-  }
-}
-
 bool takes_cancel(bcq_session* s) {
   return __atomic_exchange_n(&s->is_cancelled, 0, __ATOMIC_ACQ_REL) != 0;
 }
@@ -81,37 +66,14 @@ bcq_status run_embedding(bcq_session* s, const int32_t* ids, int64_t num) {
   return status == BCQ_OK ? status : fail(status, "The embedding: %s", bcq_status_text(status));
 }
 
-/// Logits of the last of `num` tokens.
-bcq_status run_head(bcq_session* s, int64_t num) {
-  const bcq_model& model = *s->model;
-  const Turn turn(s->model);
-  const bcq_status status =
-      bcq_decoder_head(&model.context, &s->decoder, model.last_norm, &model.weights[1],
-                       s->x + (num - 1) * model.info.hidden_size, 1, s->logits, s->decoder_scratch,
-                       s->sizes.decoder_bytes);
-  return status == BCQ_OK ? status : fail(status, "The head: %s", bcq_status_text(status));
-}
-
-/// All layers over `num` tokens at s->position, and the head if its logits are wanted.
-bcq_status run_chunk(bcq_session* s, const int32_t* ids, int64_t num, bool wants_logits) {
+/// All layers over `num` tokens at s->position.
+bcq_status run_layers(bcq_session* s, const int32_t* ids, int64_t num) {
   bcq_status status = run_embedding(s, ids, num);
   for (int64_t layer = 0; layer < s->model->info.num_layers && status == BCQ_OK; layer++) {
     status = run_layer(s, layer, num);
     if (status == BCQ_OK && takes_cancel(s)) return fail(BCQ_CANCELLED, "The call was cancelled.");
   }
-  return status == BCQ_OK && wants_logits ? run_head(s, num) : status;
-}
-
-bcq_status check_append(const bcq_session& s, const int32_t* ids, int64_t num) {
-  if (ids == nullptr || num < 1) return fail(BCQ_BAD_ARGUMENT, "ids are null or none.");
-  if (num > s.sizes.context - s.position)
-    return fail(BCQ_BAD_SHAPE, "%lld tokens after %lld do not fit into a context of %lld.",
-                (long long)num, (long long)s.position, (long long)s.sizes.context);
-  for (int64_t i = 0; i < num; i++)
-    if (ids[i] < 0 || ids[i] >= s.model->info.vocab_size)
-      return fail(BCQ_BAD_ARGUMENT, "Id %d is not of the vocabulary of %lld.", (int)ids[i],
-                  (long long)s.model->info.vocab_size);
-  return BCQ_OK;
+  return status;
 }
 
 /// The memory of a session, whose sizes are known.
@@ -126,6 +88,7 @@ bcq_status allocate_session(bcq_session* s) {
   s->logits = (float*)(s->scratch + s->sizes.logits_at);
   s->zeros = (float*)(s->scratch + s->sizes.zeros_at);
   s->caches = (bcq_kv*)(s->scratch + s->sizes.caches_at);
+  s->ids = (int32_t*)(s->scratch + s->sizes.ids_at);
   s->decoder_scratch = s->scratch + s->sizes.decoder_at;
   for (int64_t layer = 0; layer < info.num_layers; layer++) {
     const bcq_status status =
@@ -173,7 +136,76 @@ void free_session(bcq_session* s) {
   bcq::destroy(s);
 }
 
+/// ChunkFn of an append of *(int64_t*)num tokens: the logits of the last one.
+bcq_status finish_append(bcq_session* s, int64_t first, int64_t chunk, void* num) {
+  return first + chunk == *(const int64_t*)num ? bcq::compute_logits(s, chunk - 1) : BCQ_OK;
+}
+
 }  // namespace
+
+namespace bcq {
+
+bcq_status check_ids(const bcq_session& s, const int32_t* ids, int64_t num) {
+  if (ids == nullptr || num < 1) return fail(BCQ_BAD_ARGUMENT, "ids are null or none.");
+  for (int64_t i = 0; i < num; i++)
+    if (ids[i] < 0 || ids[i] >= s.model->info.vocab_size)
+      return fail(BCQ_BAD_ARGUMENT, "Id %d is not of the vocabulary of %lld.", (int)ids[i],
+                  (long long)s.model->info.vocab_size);
+  return BCQ_OK;
+}
+
+bcq_status check_room(const bcq_session& s, int64_t num) {
+  if (num <= s.sizes.context - s.position) return BCQ_OK;
+  return fail(BCQ_BAD_SHAPE, "%lld tokens after %lld do not fit into a context of %lld.",
+              (long long)num, (long long)s.position, (long long)s.sizes.context);
+}
+
+bcq_status append_chunks(bcq_session* s, const int32_t* ids, int64_t num, ChunkFn done,
+                         void* state) {
+  const int64_t before = s->position;
+  memmove(s->ids + before, ids, (size_t)num * sizeof(int32_t));
+  for (int64_t first = 0; first < num;) {
+    const int64_t left = num - first;
+    const int64_t chunk = left < s->sizes.prefill_tokens ? left : s->sizes.prefill_tokens;
+    bcq_status status = run_layers(s, s->ids + s->position, chunk);
+    if (status == BCQ_OK) status = done(s, first, chunk, state);
+    if (status != BCQ_OK) {
+      clear_positions(s, before, s->position + chunk);
+      s->position = before;
+      return status;
+    }
+    first += chunk;
+    s->position += chunk;
+  }
+  return BCQ_OK;
+}
+
+bcq_status compute_logits(bcq_session* s, int64_t row) {
+  const bcq_model& model = *s->model;
+  const Turn turn(s->model);
+  const bcq_status status =
+      bcq_decoder_head(&model.context, &s->decoder, model.last_norm, &model.weights[1],
+                       s->x + row * model.info.hidden_size, 1, s->logits, s->decoder_scratch,
+                       s->sizes.decoder_bytes);
+  return status == BCQ_OK ? status : fail(status, "The head: %s", bcq_status_text(status));
+}
+
+void clear_positions(bcq_session* s, int64_t first, int64_t last) {
+  const bcq_context alone = {s->model->context.kernels, nullptr};
+  const int64_t width = s->model->info.num_kv_heads * s->model->info.head_dim;
+  const auto block_up = [](int64_t at) {
+    return (at + kBlockPositions - 1) / kBlockPositions * kBlockPositions;
+  };
+  const int64_t whole = block_up(first) < last ? block_up(first) : last;
+  for (int64_t layer = 0; layer < s->model->info.num_layers; layer++) {
+    const bcq_kv& kv = s->caches[layer];
+    for (int64_t at = first; at < whole; at++)
+      bcq_kv_append(&alone, &kv, at, 1, s->zeros, width, s->zeros, width);
+    if (whole < last) clear_blocks(kv, whole, block_up(last));
+  }
+}
+
+}  // namespace bcq
 
 extern "C" {
 
@@ -208,12 +240,25 @@ int64_t bcq_session_position(const bcq_session* session) {
   return session != nullptr ? session->position : 0;
 }
 
+const int32_t* bcq_session_ids(const bcq_session* session) {
+  return session != nullptr ? session->ids : nullptr;
+}
+
+bcq_status bcq_session_match(const bcq_session* session, const int32_t* ids, int64_t num,
+                             int64_t* common) {
+  if (session == nullptr || ids == nullptr || common == nullptr || num < 0)
+    return fail(BCQ_BAD_ARGUMENT, "session, ids or common is null, or num is negative.");
+  const int64_t most = num < session->position ? num : session->position;
+  for (*common = 0; *common < most && ids[*common] == session->ids[*common];) ++*common;
+  return BCQ_OK;
+}
+
 bcq_status bcq_session_truncate(bcq_session* session, int64_t position) {
   if (session == nullptr) return fail(BCQ_BAD_ARGUMENT, "session is null.");
   if (position < 0 || position > session->position)
     return fail(BCQ_BAD_ARGUMENT, "Truncate to %lld: %lld tokens are held.", (long long)position,
                 (long long)session->position);
-  clear(session, position, session->position);
+  bcq::clear_positions(session, position, session->position);
   session->position = position;
   return BCQ_OK;
 }
@@ -223,24 +268,11 @@ bcq_status bcq_session_append(bcq_session* session, const int32_t* ids, int64_t 
   if (session == nullptr || logits == nullptr)
     return fail(BCQ_BAD_ARGUMENT, "session or logits is null.");
   *logits = nullptr;
-  bcq_status status = check_append(*session, ids, num);
-  if (status != BCQ_OK) return status;
-  const int64_t before = session->position;
-  for (int64_t first = 0; first < num;) {
-    const int64_t left = num - first;
-    const int64_t chunk =
-        left < session->sizes.prefill_tokens ? left : session->sizes.prefill_tokens;
-    status = run_chunk(session, ids + first, chunk, chunk == left);
-    if (status != BCQ_OK) {
-      clear(session, before, session->position + chunk);
-      session->position = before;
-      return status;
-    }
-    first += chunk;
-    session->position += chunk;
-  }
-  *logits = session->logits;
-  return BCQ_OK;
+  bcq_status status = bcq::check_ids(*session, ids, num);
+  if (status == BCQ_OK) status = bcq::make_room(session, &ids, &num);
+  if (status == BCQ_OK) status = bcq::append_chunks(session, ids, num, finish_append, &num);
+  if (status == BCQ_OK) *logits = session->logits;
+  return status;
 }
 
 void bcq_session_cancel(bcq_session* session) {

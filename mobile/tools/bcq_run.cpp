@@ -2,12 +2,16 @@
 ///
 ///     bcq-run MODEL.bcq [--ids 1,2,3 | --prompt TEXT] [-n N] [--threads N] [--kv f32|f16|int8]
 ///             [--activations exact|int8|int8-token] [--context N] [--temperature T] [--seed S]
-///             [--plan]
+///             [--check all|structure] [--plan | --ppl FILE | --bench RUNS]
 ///
-/// With --ids it prints ids, with --prompt text. Exit status: 0, 1 (the runtime said no), 2 (the
-/// command line is wrong).
+/// With --ids it prints ids, with --prompt text. --ppl prints the perplexity of a text in windows
+/// of --context tokens (512), each token after the first one once; --bench the median speed of a
+/// prompt of 512 tokens and of 128 steps after it, over RUNS runs and one that is not counted.
+/// --check says what of the package is compared with its SHA-256 first (all).
+/// Exit status: 0, 1 (the runtime said no), 2 (the command line is wrong).
 #include <errno.h>
 #include <limits.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,20 +22,25 @@
 namespace {
 
 constexpr int64_t kDefaultTokens = 64;
+constexpr int64_t kScoreWindow = 512;
+constexpr int64_t kBenchPrompt = 512, kBenchSteps = 128, kMaxRuns = 1000;
 constexpr int32_t kSpecialAround = 1;  // flags of bcq_tokenizer_encode
 constexpr int32_t kSpecialInText = 2;
 
 constexpr char kUsage[] =
     "usage: bcq-run MODEL.bcq [--ids 1,2,3 | --prompt TEXT] [-n N] [--threads N]\n"
     "               [--kv f32|f16|int8] [--activations exact|int8|int8-token] [--context N]\n"
-    "               [--temperature T] [--seed S] [--plan]\n";
+    "               [--temperature T] [--seed S] [--check all|structure]\n"
+    "               [--plan | --ppl FILE | --bench RUNS]\n";
 
 /// The command line.
 struct Arguments {
   const char* path;
   const char* ids;
   const char* prompt;
-  int64_t num_tokens, context;
+  const char* scored;  ///< file of a text
+  int64_t num_tokens, context, num_runs;
+  int32_t check;  ///< bcq_check
   float temperature;
   uint64_t seed;
   bool plans;
@@ -99,6 +108,7 @@ int32_t choice(const char* text, const char* const* choices, int32_t num) {
 /// One option that takes a value.
 bool parse_option(const char* name, const char* value, Arguments* a) {
   constexpr const char* kCaches[] = {"f32", "f16", "int8"};
+  constexpr const char* kChecks[] = {"structure", "all"};
   constexpr const char* kActivations[] = {"exact", "int8", "int8-token"};
   int64_t number = 0;
   bool fits = true;
@@ -106,6 +116,10 @@ bool parse_option(const char* name, const char* value, Arguments* a) {
     a->ids = value;
   } else if (strcmp(name, "--prompt") == 0) {
     a->prompt = value;
+  } else if (strcmp(name, "--ppl") == 0) {
+    a->scored = value;
+  } else if (strcmp(name, "--bench") == 0) {
+    fits = parse_number(value, 1, kMaxRuns, &a->num_runs);
   } else if (strcmp(name, "-n") == 0) {
     fits = parse_number(value, 0, INT32_MAX, &a->num_tokens);
   } else if (strcmp(name, "--context") == 0) {
@@ -123,6 +137,9 @@ bool parse_option(const char* name, const char* value, Arguments* a) {
   } else if (strcmp(name, "--kv") == 0) {
     a->options.kv_type = choice(value, kCaches, 3);
     fits = a->options.kv_type >= 0;
+  } else if (strcmp(name, "--check") == 0) {
+    a->check = choice(value, kChecks, 2);
+    fits = a->check >= 0;
   } else if (strcmp(name, "--activations") == 0) {
     a->options.activations = choice(value, kActivations, 3);
     fits = a->options.activations >= 0;
@@ -136,6 +153,7 @@ bool parse(int argc, char** argv, Arguments* a) {
   a->num_tokens = kDefaultTokens;
   a->options.activations = -1;
   a->options.kv_type = BCQ_KV_F16;
+  a->check = BCQ_CHECK_ALL;
   for (int i = 1; i < argc; i++) {
     const char* const word = argv[i];
     if (strcmp(word, "--plan") == 0) {
@@ -150,8 +168,11 @@ bool parse(int argc, char** argv, Arguments* a) {
     }
   }
   if (a->path == nullptr) return complain("which", "model?");
-  if (!a->plans && (a->ids == nullptr) == (a->prompt == nullptr))
-    return complain("one of --ids, --prompt", "and --plan is needed");
+  const bool has_prompt = a->ids != nullptr || a->prompt != nullptr;
+  const int num_modes = a->plans + (a->scored != nullptr) + (a->num_runs > 0);
+  if (num_modes > 1 || (num_modes == 0 && !has_prompt) ||
+      (a->ids != nullptr && a->prompt != nullptr) || (has_prompt && num_modes > 0 && !a->plans))
+    return complain("one of --ids, --prompt, --ppl, --bench", "and --plan is needed");
   return true;
 }
 
@@ -177,28 +198,68 @@ bool open_tokenizer(Run* run) {
          said_yes(bcq_stream_create(run->tokenizer, 1, &run->stream));
 }
 
+/// Ids of `bytes` bytes of text into run->ids, with room for `more` behind them.
+bool encode(Run* run, const char* text, size_t bytes, int32_t flags, int64_t more) {
+  size_t num = 0;
+  if (!open_tokenizer(run) ||
+      !said_yes(bcq_tokenizer_encode(run->tokenizer, text, bytes, flags, nullptr, 0, &num)))
+    return false;
+  run->ids = (int32_t*)malloc((num + (size_t)more + 1) * sizeof(int32_t));
+  if (run->ids == nullptr) return complain("no memory for", "the text");
+  run->num_ids = (int64_t)num;
+  return said_yes(bcq_tokenizer_encode(run->tokenizer, text, bytes, flags, run->ids, num, &num));
+}
+
 /// Ids of the prompt, with room for the tokens to come.
 bool read_prompt(Run* run) {
   const Arguments& a = run->arguments;
-  const char* const text = a.ids != nullptr ? a.ids : a.prompt;
-  const size_t bytes = strlen(text);
-  size_t num = bytes + 1;  // ids of a list are at most so many
-  const int32_t flags = kSpecialAround | kSpecialInText;
-  if (a.prompt != nullptr &&
-      (!open_tokenizer(run) ||
-       !said_yes(bcq_tokenizer_encode(run->tokenizer, text, bytes, flags, nullptr, 0, &num))))
-    return false;
-  run->ids = (int32_t*)malloc((num + (size_t)a.num_tokens + 1) * sizeof(int32_t));
-  if (run->ids == nullptr) return complain("no memory for", "the prompt");
   if (a.prompt != nullptr) {
-    if (!said_yes(bcq_tokenizer_encode(run->tokenizer, text, bytes, flags, run->ids, num, &num)))
-      return false;
-    run->num_ids = (int64_t)num;
-  } else if (!parse_ids(text, run)) {
-    return complain("--ids takes numbers like", "1,2,3");
+    const int32_t flags = kSpecialAround | kSpecialInText;
+    if (!encode(run, a.prompt, strlen(a.prompt), flags, a.num_tokens)) return false;
+  } else {
+    const size_t most = strlen(a.ids) + (size_t)a.num_tokens + 1;  // ids have a digit each
+    run->ids = (int32_t*)malloc(most * sizeof(int32_t));
+    if (run->ids == nullptr) return complain("no memory for", "the prompt");
+    if (!parse_ids(a.ids, run)) return complain("--ids takes numbers like", "1,2,3");
   }
   run->num_prompt = run->num_ids;
   return run->num_ids > 0 || complain("the prompt", "has no tokens");
+}
+
+/// A whole file in memory that the caller frees; null after an error.
+char* read_file(const char* path, size_t* bytes) {
+  FILE* const stream = fopen(path, "rb");
+  if (stream == nullptr) return nullptr;
+  char* text = nullptr;
+  size_t capacity = 0;
+  *bytes = 0;
+  for (bool is_there = true; is_there;) {
+    if (*bytes == capacity) {
+      capacity = capacity > 0 ? 2 * capacity : size_t{1} << 16;
+      char* const larger = (char*)realloc(text, capacity);
+      if (larger == nullptr) break;
+      text = larger;
+    }
+    const size_t got = fread(text + *bytes, 1, capacity - *bytes, stream);
+    *bytes += got;
+    is_there = got > 0;
+  }
+  const bool is_whole = feof(stream) != 0 && ferror(stream) == 0;
+  fclose(stream);
+  if (is_whole) return text;
+  free(text);
+  return nullptr;
+}
+
+/// Ids of the text that is to be scored, at least two.
+bool read_scored(Run* run) {
+  size_t bytes = 0;
+  char* const text = read_file(run->arguments.scored, &bytes);
+  if (text == nullptr) return complain("cannot read", run->arguments.scored);
+  const bool is_encoded = encode(run, text, bytes, kSpecialAround, 0);
+  free(text);
+  if (!is_encoded) return false;
+  return run->num_ids > 1 || complain("there are less than two tokens in", run->arguments.scored);
 }
 
 bool print_plan(const Run& run, int64_t context) {
@@ -247,6 +308,7 @@ bool is_end(const bcq_model_info& info, int32_t id) {
 bool print_id(Run* run, int32_t id) {
   if (run->stream == nullptr) {
     printf(run->num_ids > run->num_prompt ? ",%d" : "%d", (int)id);
+    fflush(stdout);
     return true;
   }
   const char* text = nullptr;
@@ -293,17 +355,94 @@ bool generate(Run* run, int64_t context) {
   return true;
 }
 
+// ---- measurements ----
+
+/// Perplexity of run->ids in windows of `context` tokens, which share one, so that every token but
+/// the first is foretold once.
+bool score(Run* run, int64_t context) {
+  if (context < 2) return complain("--ppl needs", "a context of two tokens");
+  double nll = 0;
+  for (int64_t first = 0; first + 1 < run->num_ids; first += context - 1) {
+    const int64_t left = run->num_ids - first, num = left < context ? left : context;
+    double more = 0;
+    if (!said_yes(bcq_session_truncate(run->session, 0)) ||
+        !said_yes(bcq_session_score(run->session, run->ids + first, num, &more)))
+      return false;
+    nll += more;
+  }
+  printf("perplexity %.6f of %lld tokens in windows of %lld\n",
+         exp(nll / (double)(run->num_ids - 1)), (long long)run->num_ids, (long long)context);
+  return true;
+}
+
+/// Seconds of a prompt and of single steps after it, without sampling.
+bool time_once(Run* run, double* prompt_s, double* steps_s) {
+  int32_t ids[kBenchPrompt + kBenchSteps];
+  for (int64_t i = 0; i < kBenchPrompt + kBenchSteps; i++)
+    ids[i] = (int32_t)((i * 7919 + 11) % run->info.vocab_size);
+  const float* logits = nullptr;
+  if (!said_yes(bcq_session_truncate(run->session, 0))) return false;
+  const double start = seconds();
+  if (!said_yes(bcq_session_append(run->session, ids, kBenchPrompt, &logits))) return false;
+  const double middle = seconds();
+  for (int64_t i = 0; i < kBenchSteps; i++)
+    if (!said_yes(bcq_session_append(run->session, ids + kBenchPrompt + i, 1, &logits)))
+      return false;
+  *prompt_s = middle - start, *steps_s = seconds() - middle;
+  return true;
+}
+
+int compare(const void* a, const void* b) {
+  const double x = *(const double*)a, y = *(const double*)b;
+  return (x > y) - (x < y);
+}
+
+double median(double* values, int64_t num) {
+  qsort(values, (size_t)num, sizeof(double), compare);
+  return (values[(num - 1) / 2] + values[num / 2]) / 2;
+}
+
+bool bench(Run* run) {
+  const int64_t num = run->arguments.num_runs;
+  double prompts[kMaxRuns], steps[kMaxRuns];
+  if (!time_once(run, prompts, steps)) return false;  // touches every page first
+  for (int64_t i = 0; i < num; i++)
+    if (!time_once(run, prompts + i, steps + i)) return false;
+  const double prompt_s = median(prompts, num), steps_s = median(steps, num);
+  printf("%s, median of %lld\n", bcq_model_tier(run->model), (long long)num);
+  printf("prefill %lld tokens in %.6f s: %.1f tokens/s\n", (long long)kBenchPrompt, prompt_s,
+         (double)kBenchPrompt / prompt_s);
+  printf("decode %lld tokens in %.6f s: %.1f tokens/s\n", (long long)kBenchSteps, steps_s,
+         (double)kBenchSteps / steps_s);
+  return true;
+}
+
+/// Tokens of the session, where the command line does not say it.
+int64_t default_context(const Run& run) {
+  const Arguments& a = run.arguments;
+  const int64_t most = run.info.max_positions;
+  int64_t wanted = most;
+  if (a.num_runs > 0)
+    wanted = kBenchPrompt + kBenchSteps;
+  else if (a.scored != nullptr)
+    wanted = kScoreWindow;
+  else if (run.num_prompt > 0)
+    wanted = run.num_prompt + a.num_tokens;
+  return wanted < most ? wanted : most;
+}
+
 bool work(Run* run) {
   const Arguments& a = run->arguments;
-  if (!said_yes(bcq_package_open(a.path, BCQ_CHECK_ALL, &run->package)) ||
+  if (!said_yes(bcq_package_open(a.path, (bcq_check)a.check, &run->package)) ||
       !said_yes(bcq_package_info(run->package, &run->info)))
     return false;
-  const bool has_prompt = a.ids != nullptr || a.prompt != nullptr;
-  if (has_prompt && !read_prompt(run)) return false;
-  const int64_t most = run->info.max_positions, wanted = run->num_prompt + a.num_tokens;
-  const int64_t context = a.context > 0 ? a.context : has_prompt && wanted < most ? wanted : most;
+  if ((a.ids != nullptr || a.prompt != nullptr) && !read_prompt(run)) return false;
+  if (a.scored != nullptr && !read_scored(run)) return false;
+  const int64_t context = a.context > 0 ? a.context : default_context(*run);
   if (a.plans) return print_plan(*run, context);
-  return open_model(run, context) && generate(run, context);
+  if (!open_model(run, context)) return false;
+  if (a.scored != nullptr) return score(run, context);
+  return a.num_runs > 0 ? bench(run) : generate(run, context);
 }
 
 }  // namespace

@@ -82,7 +82,7 @@ def bcq_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bcq_run")
     runtime = library(folder, ALL)
     [made] = objects([MOBILE / "tools/bcq_run.cpp"], RELEASE)[:1]
-    run(["gcc", made, runtime, f"-Wl,-rpath,{folder}", "-o", folder / "bcq-run"])
+    run(["gcc", made, runtime, f"-Wl,-rpath,{folder}", "-lm", "-o", folder / "bcq-run"])
     return folder / "bcq-run"
 
 

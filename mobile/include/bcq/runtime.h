@@ -109,14 +109,59 @@ void bcq_session_destroy(bcq_session* session);
 int64_t bcq_session_position(const bcq_session* session);
 /// Forgets every token from `position` on. Errors: BCQ_BAD_ARGUMENT (beyond what is held).
 bcq_status bcq_session_truncate(bcq_session* session, int64_t position);
+/// The ids of the tokens held, bcq_session_position of them, valid until the next call; null for a
+/// null session.
+const int32_t* bcq_session_ids(const bcq_session* session);
+/// Tells in *common how many of the first tokens held are the first of `ids`: what a new prompt
+/// need not compute again. Logits are of appended tokens alone, so truncate to at most num - 1 of
+/// them, and append the rest. Errors: BCQ_BAD_ARGUMENT (null, num < 0).
+bcq_status bcq_session_match(const bcq_session* session, const int32_t* ids, int64_t num,
+                             int64_t* common);
 /// Appends tokens; *logits points at vocab_size floats of the last one, valid until the next call.
+/// `ids` are not the session's own. Where there is no room, bcq_session_set_overflow decides.
 /// Errors: BCQ_BAD_ARGUMENT (null, num < 1, an id outside the vocabulary), BCQ_BAD_SHAPE (no room),
-/// BCQ_CANCELLED. After an error the session holds what it held before.
+/// BCQ_CANCELLED. After an error the session holds what it held before; only where tokens had to
+/// be forgotten (BCQ_OVERFLOW_SLIDE) it holds the first `keep`.
 bcq_status bcq_session_append(bcq_session* session, const int32_t* ids, int64_t num,
                               const float** logits);
 /// From any thread: the append that runs, or the next one, ends with BCQ_CANCELLED after its
 /// current layer.
 void bcq_session_cancel(bcq_session* session);
+
+/// What an append does when its tokens and those held are more than the context.
+typedef enum bcq_overflow {
+  BCQ_OVERFLOW_ERROR = 0,  ///< nothing: BCQ_BAD_SHAPE; every session begins with this
+  BCQ_OVERFLOW_STOP = 1,   ///< appends the first tokens that fit, and their logits are the last
+                           ///< one's; bcq_session_position tells how many; BCQ_BAD_SHAPE if none
+  BCQ_OVERFLOW_SLIDE = 2   ///< forgets the oldest tokens behind the first `keep`, and computes
+                           ///< those behind them anew at their new positions
+} bcq_overflow;
+
+/// Chooses it for the appends to come. A slide forgets half of the tokens behind `keep`, or as many
+/// as it must if that is more, so that it is paid for once in many tokens. What is left is computed
+/// as a prompt is: the session is then as one that never held more than bcq_session_ids. `keep` is
+/// for BCQ_OVERFLOW_SLIDE, 0 .. context - 1, and 0 for the others; an append of more than
+/// context - keep tokens stays BCQ_BAD_SHAPE. Errors: BCQ_BAD_ARGUMENT (null, no such policy,
+/// keep).
+bcq_status bcq_session_set_overflow(bcq_session* session, int32_t overflow, int64_t keep);
+
+/// Appends tokens and tells in *nll how unlikely they were: the sum of -log p (natural) of ids[1]
+/// .. ids[num - 1], each after all before it; exp(*nll / (num - 1)) is the perplexity. Overflow is
+/// always an error here. Errors, with *nll 0: as bcq_session_append, BCQ_BAD_ARGUMENT (num < 2).
+bcq_status bcq_session_score(bcq_session* session, const int32_t* ids, int64_t num, double* nll);
+
+/// Writes the tokens held and their caches to `path` (layout: mobile/runtime/state.h), by way of
+/// `path`.partial, so that a file which is there stays whole until the new one is. Errors:
+/// BCQ_BAD_ARGUMENT (null, a file that cannot be written), BCQ_UNSUPPORTED (WebAssembly: no files),
+/// BCQ_OUT_OF_MEMORY.
+bcq_status bcq_session_save(const bcq_session* session, const char* path);
+/// A session of `context` tokens, made as bcq_session_create does, that goes on where the saved one
+/// was; the overflow policy is not saved. Nothing in the file is trusted. Errors, with *session
+/// null: as bcq_session_create; BCQ_BAD_ARGUMENT (null, no such file), BCQ_BAD_BLOB (damaged or no
+/// saved session), BCQ_UNSUPPORTED (a version of the future), BCQ_BAD_SHAPE (of another package or
+/// type of cache, or more tokens than `context`).
+bcq_status bcq_session_load(bcq_model* model, const char* path, int64_t context,
+                            bcq_session** session);
 
 // ---- tokenizer ----
 
