@@ -6,13 +6,13 @@ The contract is mobile/include/bcq/runtime.h.
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import weakref
 from functools import cache
 from types import TracebackType
 from typing import Any, Self
 
 from bcquant.errors import BcquantError, CheckpointError, KernelError
+from bcquant.kernels.shared_library import load_library
 
 MODULE = "bcquant.kernels._runtime"
 _BAD_BLOB = 6
@@ -135,12 +135,7 @@ def _destroy(name: str, pointer: int, owner: Handle | None) -> None:
 @cache
 def library() -> ctypes.CDLL:
     """The loaded library, its functions typed; KernelError: it is not built."""
-    spec = importlib.util.find_spec(MODULE)
-    if spec is None or spec.origin is None:
-        raise KernelError(
-            f"{MODULE}: not built; install bcquant with a C++17 compiler at hand (pip install .)"
-        )
-    loaded = ctypes.CDLL(spec.origin)
+    loaded = load_library(MODULE)
     for name, arguments in _SIGNATURES.items():
         function = getattr(loaded, name)
         function.argtypes, function.restype = arguments, I32

@@ -7,7 +7,6 @@ result does not depend on how many there are.
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bcquant.errors import KernelError, ShapeError
+from bcquant.kernels.shared_library import load_library
 
 F32Array = npt.NDArray[np.float32]
 F64Array = npt.NDArray[np.float64]
@@ -273,12 +273,7 @@ def _pool(num_threads: int) -> ThreadPoolExecutor:
 
 @cache
 def _library() -> ctypes.CDLL:
-    spec = importlib.util.find_spec(MODULE)
-    if spec is None or spec.origin is None:
-        raise KernelError(
-            f"{MODULE}: not built; install bcquant with a C++17 compiler at hand (pip install .)"
-        )
-    library = ctypes.CDLL(spec.origin)
+    library = load_library(MODULE)
     for name, arguments in _SIGNATURES.items():
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, ctypes.c_int
