@@ -107,10 +107,10 @@ void test_bad_arguments() {
 }
 
 void test_status_texts() {
-  for (int code = BCQ_OK; code <= BCQ_OUT_OF_MEMORY + 1; ++code) {
+  for (int code = BCQ_OK; code <= BCQ_CANCELLED + 1; ++code) {
     const char* text = bcq_status_text(static_cast<bcq_status>(code));
     CHECK(text != nullptr && strlen(text) > 10);
-    CHECK((strstr(text, "not one of") != nullptr) == (code > BCQ_OUT_OF_MEMORY));
+    CHECK((strstr(text, "not one of") != nullptr) == (code > BCQ_CANCELLED));
   }
 }
 
