@@ -6,7 +6,6 @@ only be exported if one of those names means its own rules.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from bcquant.runtime.gguf_tokenizer import SPLITS
 from bcquant.runtime.sentencepiece_proto import CONTROL, NORMAL, UNUSED, USER_DEFINED
 from bcquant.runtime.token_backends import TokenizersBackend
 
+from .._text_steps import split_steps
 from .file import Metadata, Value, text
 
 # Names whose rules llama.cpp has too, with what else they stand for: does a word of the vocabulary
@@ -68,7 +68,7 @@ def byte_level_metadata(
             f"{name}: its normalizer is {state['normalizer'].get('type')!r}; llama.cpp changes no "
             "text before byte-level BPE"
         )
-    splits = _splits(state.get("pre_tokenizer"), name)
+    splits = _splits(state, name)
     pre = _name_of(splits, bool(model.get("ignore_merges")), is_nfc, name)
     tokens, kinds = _tokens(backend, state, name)
     return {
@@ -91,27 +91,12 @@ def _check_model(model: Mapping[str, Any], name: str) -> None:
         raise ExportError(f"{name}: its BPE uses {', '.join(used)}, which llama.cpp does not have")
 
 
-def _splits(pre_tokenizer: Any, name: str) -> tuple[str, ...]:
+def _splits(state: Mapping[str, Any], name: str) -> tuple[str, ...]:
     """The expressions that cut a text, one after the other."""
-    steps = [pre_tokenizer] if pre_tokenizer else []
-    if steps and steps[0].get("type") == "Sequence":
-        steps = steps[0]["pretokenizers"]
-    found: list[str] = []
-    for step in steps:
-        kind = step.get("type")
-        if kind == "ByteLevel" and not step.get("add_prefix_space"):
-            found += SPLITS["gpt-2"] if step.get("use_regex", True) else ()
-        elif kind == "Digits" and step.get("individual_digits"):
-            found.append(r"\p{N}")
-        elif kind == "Split" and step.get("behavior") == "Isolated" and not step.get("invert"):
-            found.append(str(step["pattern"].get("Regex", "")))
-        else:
-            raise ExportError(
-                f"{name}: its pre-tokenizer step {json.dumps(step)[:200]} is unknown to llama.cpp"
-            )
-    if not steps or steps[-1].get("type") != "ByteLevel":
+    found, kinds = split_steps(state, r"\p{N}", name, "unknown to llama.cpp")
+    if kinds[-1:] != ["ByteLevel"]:
         raise ExportError(f"{name}: its pre-tokenizer does not end in ByteLevel, as llama.cpp's do")
-    return tuple(found)
+    return found
 
 
 def _name_of(splits: tuple[str, ...], ignore_merges: bool, is_nfc: bool, name: str) -> str:

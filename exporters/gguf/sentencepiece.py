@@ -30,6 +30,7 @@ from bcquant.runtime.token_backends import (
     TokenizersBackend,
 )
 
+from .._text_steps import marks_spaces, preparation
 from .byte_level import unused_token
 from .file import Metadata, Value, text, u32
 from .spm_rules import SpmRules
@@ -88,7 +89,7 @@ def marked_metadata(
 def _proto_pieces(proto: bytes, name: str) -> tuple[list[Piece], bool]:
     """Pieces of a serialized model, and whether a space goes before a text."""
     if not is_bpe(proto, name):
-        raise ExportError(f"{name}: a SentencePiece model of another kind than BPE; it is needed")
+        raise ExportError(f"{name}: a SentencePiece model of another kind than BPE; BPE is needed")
     normalizer = read_normalizer(proto, name)
     if normalizer.charsmap or normalizer.remove_extra_whitespaces:
         what = "normalizes text" if normalizer.charsmap else "removes extra spaces"
@@ -105,10 +106,8 @@ def _with_added(pieces: Sequence[Piece], added: Mapping[int, Piece]) -> list[Pie
 
 def _prepends_space(state: Mapping[str, Any], name: str) -> bool:
     """Whether the file's normalizer and pre-tokenizer only mark spaces, and put one in front."""
-    steps = [step for step in (state.get("normalizer"), state.get("pre_tokenizer")) if step]
-    flat = [inner for step in steps for inner in step.get("normalizers", [step])]
     prepends = False
-    for step in flat:
+    for step in preparation(state):
         kind = step.get("type")
         if kind == "Prepend" and step.get("prepend") == SPACE_MARK:
             prepends = True
@@ -119,11 +118,7 @@ def _prepends_space(state: Mapping[str, Any], name: str) -> bool:
                     "llama.cpp does; with tokenizer.model alone in the folder that one's rules are "
                     "exported"
                 )
-        elif not (
-            kind == "Replace"
-            and step.get("pattern") == {"String": " "}
-            and step.get("content") == SPACE_MARK
-        ):
+        elif not marks_spaces(step):
             raise ExportError(
                 f"{name}: its text preparation {json.dumps(step)[:200]} is none that llama.cpp has"
             )

@@ -5,7 +5,6 @@ The section knows a few rules for cutting text; every other rule of the file is 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 
 from bcquant.errors import ExportError
@@ -13,6 +12,7 @@ from bcquant.runtime.gguf_tokenizer import SPLITS
 from bcquant.runtime.sentencepiece_proto import CONTROL, NORMAL, UNUSED, USER_DEFINED
 from bcquant.runtime.token_backends import TokenizersBackend, byte_alphabet
 
+from .._text_steps import split_steps
 from .json_bpe import Json, check_model, merge_ids, read_pairs, read_types
 from .token_table import BYTE_LEVEL, NONE, WHOLE_WORDS, TokenTable
 
@@ -115,32 +115,14 @@ def _byte_level_unknown(model: Json, name: str) -> int:
 
 def _split_rule(state: Json, name: str) -> int:
     """The number of the pre-tokenizer's rule."""
-    pre_tokenizer = state.get("pre_tokenizer")
-    steps = [pre_tokenizer] if pre_tokenizer else []
-    if steps and steps[0].get("type") == "Sequence":
-        steps = steps[0]["pretokenizers"]
-    found: list[str] = []
-    for step in steps:
-        kind = step.get("type")
-        if kind == "ByteLevel" and not step.get("add_prefix_space"):
-            found += SPLITS["gpt-2"] if step.get("use_regex", True) else ()
-        elif kind == "Digits" and step.get("individual_digits"):
-            found.append(DIGITS)
-        elif kind == "Split" and step.get("behavior") == "Isolated" and not step.get("invert"):
-            found.append(str(step["pattern"].get("Regex", "")))
-        else:
-            raise ExportError(
-                f"{name}: its pre-tokenizer step {json.dumps(step)[:200]} is none that a package "
-                "can say"
-            )
-    kinds = [step["type"] for step in steps]
+    found, kinds = split_steps(state, DIGITS, name, "none that a package can say")
     ends_in_bytes = kinds[-1:] == ["ByteLevel"] and kinds.count("ByteLevel") == 1
-    if not ends_in_bytes or tuple(found) not in SPLIT_RULES:
+    if not ends_in_bytes or found not in SPLIT_RULES:
         raise ExportError(
-            f"{name}: it cuts text by {found}; a package knows the rules of gpt-2, smollm, llama3 "
-            "and qwen2, ending in ByteLevel"
+            f"{name}: it cuts text by {list(found)}; a package knows the rules of gpt-2, smollm, "
+            "llama3 and qwen2, ending in ByteLevel"
         )
-    return SPLIT_RULES[tuple(found)]
+    return SPLIT_RULES[found]
 
 
 def _made(model: Json, symbols: Sequence[str]) -> set[str]:

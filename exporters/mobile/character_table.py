@@ -8,6 +8,7 @@ from bcquant.errors import ExportError
 from bcquant.runtime.sentencepiece_proto import BYTE, NORMAL, UNUSED
 from bcquant.runtime.token_backends import SPACE_MARK, TokenizersBackend
 
+from .._text_steps import marks_spaces, preparation
 from .json_bpe import Json, check_model, merge_ids, read_pairs, read_types
 from .token_table import BYTE_FALLBACK, CHARACTERS, DUMMY_PREFIX, NONE, TokenTable
 
@@ -81,17 +82,10 @@ def _check_symbols(model: Json, name: str) -> None:
 
 def _prepends_space(state: Json, name: str) -> bool:
     """Whether the file's text preparation, which may only mark spaces, puts one in front."""
-    steps = [step for step in (state.get("normalizer"), state.get("pre_tokenizer")) if step]
-    flat = [inner for step in steps for inner in step.get("normalizers", [step])]
+    flat = preparation(state)
     kinds = [step.get("type") for step in flat]
-    is_replace = [
-        step.get("type") == "Replace"
-        and step.get("pattern") == {"String": " "}
-        and step.get("content") == SPACE_MARK
-        for step in flat
-    ]
     prepend = {"type": "Prepend", "prepend": SPACE_MARK}
-    if flat and is_replace[-1] and flat[:-1] in ([], [prepend]):
+    if flat and marks_spaces(flat[-1]) and flat[:-1] in ([], [prepend]):
         return len(flat) == 2
     raise ExportError(
         f"{name}: its text preparation is {kinds}; a package knows a Prepend of one space mark and "
