@@ -41,6 +41,7 @@ LAYERS: dict[str, tuple[int, str]] = {
     "bcquant.runtime": (5, "yes"),
     "bcquant.runtime.engine_choice": (5, "lazy"),
     "bcquant.runtime.generation": (5, "no"),
+    "bcquant.runtime.hard_texts": (5, "no"),
     "bcquant.runtime.memory": (5, "lazy"),
     "bcquant.runtime.native_engine": (5, "no"),
     "bcquant.runtime.native_model": (5, "no"),

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bcquant.errors import CheckpointError, ConfigError
+from bcquant.errors import CheckpointError
 from bcquant.io.json_file import read_json_object
+from bcquant.io.onnx_file import read_onnx
 from bcquant.loaders._facts import Facts
 from bcquant.quant.onnx_blocks import block_size_of, container_bits, has_zero_points, requirements
 
@@ -140,16 +141,7 @@ def planned_graph(facts: Facts, float16: bool) -> OnnxGraph:
 
 def _read(file: Path) -> tuple[OnnxGraph, list[str]]:
     """The graph and the names of its data files."""
-    try:
-        import onnx
-        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise ConfigError(f"{file}: reading it needs the onnx package; pip install onnx") from error
-    try:
-        model = onnx.load(str(file), load_external_data=False)
-    except (OSError, DecodeError) as error:
-        raise CheckpointError(f"{file}: cannot be read as ONNX ({error}); export again") from error
-    graph = model.graph
+    graph = read_onnx(file).graph
     ops: dict[str, int] = {}
     nbits, has_bias = set(), False
     for node in _nodes(graph):

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from bcquant.errors import ExportError
+from bcquant.runtime.hard_texts import HARD_TEXTS
 from bcquant.runtime.sentencepiece_proto import (
     BYTE,
     CONTROL,
@@ -29,15 +30,10 @@ from bcquant.runtime.token_backends import SPACE_MARK, SentencePieceBackend
 if TYPE_CHECKING:
     from tokenizers import Tokenizer, normalizers
 
-_PROBES = (
-    "The quick  brown fox, 12345 times\n\n\tjumped. ",
-    "  leading and trailing spaces   ",
-    "\u4f60\u597d\uff0c\u4e16\u754c\uff01\u4eca\u5929\u662f2024\u5e743\u67081\u65e5\u3002",
-    "\U0001f389\U0001f468\u200d\U0001f469\u200d\U0001f467 na\u00efve caf\u00e9",
-    "\u0416\u0434\u0438 \u0e44\u0e17\u0e22",
-    "def f(x):\n    return x ** 2  # \u2581 mark",
-    "aaaaaaa =====----- 0.1e-10",
-)
+
+# A mark in the text beside a space: both are marks to SentencePiece. llama.cpp cuts pieces with
+# spaces out of the raw text before that, so its export is not held to this one.
+_MARK_TEXT = "def f(x):\n    return x ** 2  # \u2581 mark"
 
 
 def convert_sentencepiece(backend: SentencePieceBackend, name: str) -> Tokenizer:
@@ -95,7 +91,7 @@ def convert_sentencepiece(backend: SentencePieceBackend, name: str) -> Tokenizer
                 "vocabulary of "
                 f"{len(pieces)} must follow it without a gap"
             )
-    _check_ids(tokenizer, backend, name, itertools.chain(_PROBES, whole))
+    _check_ids(tokenizer, backend, name, itertools.chain((*HARD_TEXTS, _MARK_TEXT), whole))
     return tokenizer
 
 

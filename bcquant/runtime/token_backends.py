@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bcquant.errors import CheckpointError, ConfigError
+from bcquant.io.mapped_file import MappedFile
 from bcquant.runtime.sentencepiece_proto import read_normalizer
 
 if TYPE_CHECKING:
@@ -157,11 +158,13 @@ def load_tokenizer_json(path: Path) -> TokenizersBackend:
     """Read a `tokenizer.json`.
 
     Raises:
-        CheckpointError: the file cannot be read or parsed.
+        CheckpointError: the file is missing, or cannot be read or parsed.
         ConfigError: its decoder is of an unsupported kind.
     """
     from tokenizers import Tokenizer as RustTokenizer
 
+    with MappedFile(path):
+        pass  # its own sentences for what is missing or empty
     try:
         tokenizer = RustTokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception for every malformed file

@@ -11,6 +11,7 @@ from typing import Any
 from bcquant.errors import ExportError
 from bcquant.models.source import ModelSource
 from bcquant.runtime.gguf_tokenizer import tokenizer_from_metadata
+from bcquant.runtime.hard_texts import HARD_TEXTS
 from bcquant.runtime.sentencepiece_proto import CONTROL, UNUSED, USER_DEFINED
 from bcquant.runtime.text_codec import Tokenizer
 from bcquant.runtime.token_backends import (
@@ -24,27 +25,6 @@ from .byte_level import byte_level_metadata, is_byte_level, unused_token, uses_n
 from .file import Metadata, Value, text, u32
 from .sentencepiece import marked_metadata, rules_of, sentencepiece_metadata
 
-# What ids are compared on: scripts, spaces of every kind, bytes that no piece has, marks, digits.
-HARD_TEXTS = (
-    "",
-    " ",
-    "   ",
-    "\n",
-    "Hello world",
-    " leading and trailing ",
-    "  two  between,   three   ",
-    "line\n\n\n1. list 12345 items\t\tand tabs\r\n  end\n",
-    "CamelCase don't WON'T I'll we've 3.14e-10 == != --flag _x",
-    "今天天气很好，我们一起去公园散步吧。他说：“更小，也更快。”",
-    "混合 mixed 文本 with 2024年3月1日 dates ３４５",
-    "emoji 🎉👨\u200d👩\u200d👧🇨🇳 na\u00efve caf\u00e9 Stra\u00dfe",
-    "\u0416\u0434\u0438 \u0e44\u0e17\u0e22 \u0627\u0644\u0639 \u0928\u093f",
-    "a\u2581b \u2047 \u00a0 \u3000 \u200b \ufeff",
-    "\x00\x07\x1b control \x7f",
-    "def f(x):\n    return x ** 2  # note\n\tif x:\n\n\n",
-    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa =====-----.....",
-    "𠮷 \U0001f600\u0301 \U00010348",
-)
 _MAX_SPECIAL_TEXTS = 400
 
 Encode = Callable[[str, bool], list[int]]

@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Any
 
 from bcquant.errors import ExportError
+from bcquant.runtime.hard_texts import HARD_TEXTS
 from bcquant.runtime.sentencepiece_proto import BYTE, CONTROL, UNKNOWN, USER_DEFINED
 from bcquant.runtime.text_codec import Tokenizer
 from bcquant.runtime.token_backends import SentencePieceBackend, TokenizersBackend
@@ -23,28 +24,6 @@ from .piece_table import piece_table
 from .token_rebuild import rebuild
 from .token_table import ADDED, BYTE_LEVEL, NONE, SENTENCEPIECE, TokenTable, pack_table
 
-# What ids are compared on: scripts, spaces of every kind, bytes that no piece has, marks, digits.
-_PROBES = (
-    "",
-    " ",
-    "   ",
-    "\n",
-    "\u2581",
-    "Hello world",
-    " leading and trailing ",
-    "  two  between,   three   ",
-    "line\n\n\n1. list 12345 items\t\tand tabs\r\n  end\n",
-    "CamelCase don't WON'T I'll we've y'\u017f 3.14e-10 == != --flag _x",
-    "\u4eca\u5929\u5929\u6c14\u5f88\u597d\uff0c\u6211\u4eec\u4e00\u8d77\u53bb\u516c\u56ed\u3002",
-    "\u6df7\u5408 mixed \u6587\u672c with 2024\u5e743\u6708 dates \uff13\uff14\uff15",
-    "emoji \U0001f389\U0001f468\u200d\U0001f469\u200d\U0001f467 na\u00efve cafe\u0301 Stra\u00dfe",
-    "\u0416\u0434\u0438 \u0e44\u0e17\u0e22 \u0627\u0644\u0639 \u0928\u093f \ud55c\uad6d\uc5b4",
-    "a\u2581b \u2047 \u00a0 \u3000 \u200b \ufeff",
-    "\x00\x07\x1b control \x7f",
-    "def f(x):\n    return x ** 2  # note\n\tif x:\n\n\n",
-    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa =====-----.....",
-    "\U00020bb7 \U0001f600\u0301 \U00010348 \U00011de5",
-)
 _MAX_SPECIAL_PROBES = 400
 
 
@@ -106,7 +85,7 @@ def _prove(table: TokenTable, tokenizer: Tokenizer, rebuilt: Encode, name: str) 
         ExportError: they differ.
     """
     backend = tokenizer.backend
-    for probe in (*_PROBES, *_special_probes(table)):
+    for probe in (*HARD_TEXTS, *_special_probes(table)):
         for parse_special in (True, False):
             wanted = backend.encode(probe, parse_special)
             got = rebuilt(probe, parse_special)

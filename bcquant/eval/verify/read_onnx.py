@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from bcquant.errors import CheckpointError, ShapeError
-from bcquant.eval.verify.backend import F32Array, require
+from bcquant.eval.verify.backend import F32Array
 from bcquant.eval.verify.stored_weights import Integers, Rows
 from bcquant.io.checkpoint import bf16_to_f32
 from bcquant.io.mapped_file import MappedFile
+from bcquant.io.onnx_file import read_onnx
 from bcquant.quant.onnx_blocks import (
     Blocks,
     Blockwise,
@@ -67,7 +68,7 @@ class OnnxWeights:
         """
         self.path = folder
         self.config: ModelConfig | None = None
-        self.graph: Any = _parse(folder / MODEL_FILE)
+        self.graph: Any = read_onnx(folder / MODEL_FILE).graph
         self._tensors = {tensor.name: tensor for tensor in self.graph.initializer}
         self._files: dict[str, MappedFile] = {}
         self._uses = self._find_uses()
@@ -258,16 +259,6 @@ class OnnxWeights:
             f"{self.path / MODEL_FILE}: {module} contradicts itself ({said}); export the model "
             "again"
         )
-
-
-def _parse(path: Path) -> Any:
-    onnx = require("onnx", "onnx")
-    with MappedFile(path):
-        pass  # its own sentences for what is missing or empty
-    try:
-        return onnx.load(str(path), load_external_data=False).graph
-    except Exception as error:  # protobuf's DecodeError has no importable home in every version
-        raise CheckpointError(f"{path}: not a readable ONNX file ({error})") from error
 
 
 def _codes(use: _Use) -> str:

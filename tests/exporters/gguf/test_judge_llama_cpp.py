@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from tiny_checkpoint import make_checkpoint
 from tiny_quantized import NEAREST
 
 from bcquant.exporters.gguf.sentencepiece import rules_of
-from bcquant.exporters.gguf.tokens import HARD_TEXTS, build_vocabulary
+from bcquant.exporters.gguf.tokens import build_vocabulary
 from bcquant.models.source import open_model
+from bcquant.runtime.hard_texts import HARD_TEXTS
 from bcquant.runtime.sentencepiece_json import convert_sentencepiece
 from bcquant.runtime.token_backends import AddedToken, SentencePieceBackend
 from bcquant.runtime.tokenizer import open_tokenizer
@@ -216,13 +218,16 @@ def fuzz_texts(special: list[str]) -> list[str]:
     return ["".join(chooser.choices(parts, k=chooser.randint(1, 30))) for _ in range(400)]
 
 
-def assert_same_ids(source: Path, path: Path, special: list[str]) -> None:
+def assert_same_ids(source: Path, path: Path, special: list[str], is_nfc: bool = False) -> None:
+    """Equal on every text; with NFC, which llama.cpp lacks, other ids where it changes the text."""
     tokenizer = open_tokenizer(source)
     with LlamaJudge(path, vocab_only=True) as judge:
         for text in [*HARD_TEXTS, *fuzz_texts(special)]:
+            is_same = not is_nfc or unicodedata.is_normalized("NFC", text)
             for parse_special in (True, False):
                 wanted = tokenizer.encode(text, parse_special=parse_special)
-                assert judge.encode(text, parse_special=parse_special) == wanted, text
+                found = judge.encode(text, parse_special=parse_special)
+                assert (found == wanted) == is_same, text
 
 
 RULE_NAMES = ["gpt2", "smollm", "llama3", "dbrx", "qwen2", "stablelm2"]
@@ -234,7 +239,7 @@ def test_ids_of_byte_level_rules_agree(
 ) -> None:
     source = byte_level_source(tmp_path / "m", rules)
     export(source, tmp_path / "m.gguf")
-    assert_same_ids(source, tmp_path / "m.gguf", ["<pad>", "<s>", "</s>"])
+    assert_same_ids(source, tmp_path / "m.gguf", ["<pad>", "<s>", "</s>"], rules == "qwen2")
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,10 @@ from tiny_checkpoint import VOCAB_SIZE, byte_level_json, make_checkpoint
 
 from bcquant.errors import ExportError
 from bcquant.exporters.gguf.file import Metadata, Value
-from bcquant.exporters.gguf.tokens import HARD_TEXTS, build_vocabulary, prove
+from bcquant.exporters.gguf.tokens import build_vocabulary, prove
 from bcquant.models.source import open_model
 from bcquant.runtime.gguf_tokenizer import SPLITS, tokenizer_from_metadata
+from bcquant.runtime.hard_texts import HARD_TEXTS
 from bcquant.runtime.sentencepiece_json import convert_sentencepiece
 from bcquant.runtime.token_backends import SentencePieceBackend
 from bcquant.runtime.tokenizer import open_tokenizer

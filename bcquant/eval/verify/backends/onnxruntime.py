@@ -12,6 +12,7 @@ from bcquant.errors import CheckpointError
 from bcquant.eval.verify.backend import BackendKind, F32Array, require
 from bcquant.eval.verify.backends._exact_graph import leave_rounding_out
 from bcquant.io.mapped_file import MappedFile
+from bcquant.runtime.token_backends import load_tokenizer_json
 
 MODEL_FILE = "model.onnx"
 PACKAGE = "onnxruntime"
@@ -36,7 +37,7 @@ class OrtBackend:
         """
         self._folder = folder
         self._is_exact = is_exact
-        self._tokenizer = _open_tokenizer(folder)
+        self._tokenizer = load_tokenizer_json(folder / "tokenizer.json").tokenizer
         self._session = self._load(leave_rounding_out if is_exact else None)
         self._caches = [
             (value.name, value.shape, _TYPES[value.type])
@@ -134,17 +135,6 @@ class OrtBackend:
         except Exception as error:  # its exceptions have no common root below Exception
             said = " ".join(str(error).split())
             raise CheckpointError(f"{path}: ONNX Runtime cannot load it: {said}") from error
-
-
-def _open_tokenizer(folder: Path) -> Any:
-    tokenizers = require("tokenizers", "tokenizers")
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise CheckpointError(f"{path}: the file does not exist; export the model again")
-    try:
-        return tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception for every malformed file
-        raise CheckpointError(f"{path}: not a readable tokenizer.json ({error})") from error
 
 
 BACKEND = BackendKind(
