@@ -20,6 +20,7 @@ from typing import Any
 
 import llama_cpp as llama
 from llama_cpp.llama_cpp import llama_log_callback
+from llama_quantize_child import quantize_q4_0
 
 
 class Model:
@@ -30,12 +31,7 @@ class Model:
         self.context: Any = None
 
     def do_quantize(self, source: str, target: str) -> dict[str, Any]:
-        params = llama.llama_model_quantize_default_params()
-        params.ftype = llama.LLAMA_FTYPE_MOSTLY_Q4_0
-        params.allow_requantize = True
-        status = llama.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(params))
-        if status:
-            raise RuntimeError(f"llama_model_quantize gave {status}")
+        quantize_q4_0(source, target, allows_blocks=True)
         return {}
 
     def do_load(self, path: str, num_tokens: int) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from bcquant.io.checkpoint import open_checkpoint
 from bcquant.models.gguf_config import gguf_name, permuted_rows
 from bcquant.models.source import ModelSource
+from bcquant.quant.gguf_blocks import from_gguf_blocks
 from bcquant.quant.tensors import QuantizedTensor
 from bcquant.spec.quant_format import QuantFormat
 
 BLOCK = 32  # columns that share a scale in Q4_0
-BLOCK_BYTES = 18  # float16 scale, then 16 bytes: column i low, column i + 16 high
 # Bytes of a block, and the columns that it holds, by the type of a random file's head.
 HEAD_TYPES = {"Q4_0": (18, 32), "Q8_0": (34, 32), "Q6_K": (210, 256)}
 
@@ -47,13 +47,11 @@ class Q4Source(ModelSource):
         rows = np.arange(len(data))
         if module.endswith(("q_proj", "k_proj")):
             rows = permuted_rows(len(data), self.config.head_dim)
-        blocks = data[rows].reshape(len(data), -1, BLOCK_BYTES)
-        scales_NB = np.ascontiguousarray(blocks[:, :, :2]).view(np.float16)[:, :, 0]
-        nibbles = blocks[:, :, 2:]
-        codes = np.concatenate([nibbles & 15, nibbles >> 4], axis=2)
-        scales = np.ascontiguousarray(scales_NB[:, :: self._format.group_size // BLOCK])
+        found = from_gguf_blocks(data[rows], "Q4_0")
+        codes = (found.codes_NK + self._format.symmetric_zero).astype(np.uint8)
+        scales = np.ascontiguousarray(found.scales_NB[:, :: self._format.group_size // BLOCK])
         zeros = np.full(scales.shape, self._format.symmetric_zero, np.uint8)
-        return QuantizedTensor(codes.reshape(len(data), -1), scales, zeros, self._format)
+        return QuantizedTensor(codes, scales, zeros, self._format)
 
 
 def describe(path: Path) -> tuple[int, str]:
