@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from export_run import run_export
 
-from bcquant.exporters.onnx.job import OnnxJob
+from bcquant.exporters.onnx import EXPORTER
 from bcquant.exporters.onnx.options import OnnxOptions
 from bcquant.models.source import open_model
 
@@ -21,18 +22,10 @@ Ids = npt.NDArray[np.int64]
 ATOL_F32 = 1e-4
 
 
-def quiet(what: str, done: int, total: int) -> None:
-    """A progress callback that says nothing."""
-
-
 def export(source: Path, out: Path, **options: Any) -> Path:
     """Plan, validate and write as the command line does; `options` are those of OnnxOptions."""
     options.setdefault("accuracy_level", 0)
-    with open_model(source) as model:
-        job = OnnxJob(model, OnnxOptions(**options))
-        assert job.plan().refusals == ()
-        assert job.validate(quiet).refusals == ()
-        job.write(out, quiet)
+    run_export(EXPORTER, source, out, OnnxOptions(**options))
     return out
 
 

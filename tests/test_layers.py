@@ -74,9 +74,10 @@ TORCH_BEARERS = (
 )
 # Nothing in the package imports these (from the third on they are modules of tests/).
 OUTSIDE = (
-    "tests", "benchmarks", "conftest", "factory", "mobile_api", "mobile_build", "mobile_parts",
-    "mobile_tokenizer", "mobile_tokenizer_cases", "onnx_run", "planted_faults", "run_outputs",
-    "tiny_awq", "tiny_checkpoint", "tiny_package", "tiny_quantized", "tiny_tokenizers",
+    "tests", "benchmarks", "conftest", "export_run", "factory", "mobile_api", "mobile_build",
+    "mobile_parts", "mobile_tokenizer", "mobile_tokenizer_cases", "onnx_run", "planted_faults",
+    "run_outputs", "tiny_awq", "tiny_checkpoint", "tiny_package", "tiny_quantized",
+    "tiny_tokenizers",
 )  # fmt: skip
 # Calls that import the module their first argument names.
 IMPORTING_CALLS = ("import_module", "__import__", "load", "names")

@@ -128,6 +128,13 @@ def test_what_a_file_has_behind_its_tokens_is_not_taken(
         restored.destroy()
 
 
+def assert_same_file(session: api.Session, fresh: api.Session, folder: Path) -> None:
+    """Saved, both are the same bytes."""
+    save(session, folder / "state")
+    save(fresh, folder / "fresh")
+    assert (folder / "state").read_bytes() == (folder / "fresh").read_bytes()
+
+
 @pytest.mark.parametrize("kv_type", [api.KV_F32, api.KV_F16, api.KV_INT8])
 def test_forgotten_tokens_leave_nothing_in_a_file(
     tmp_path: Path, runtime: Runtime, package: Path, kv_type: int
@@ -139,9 +146,7 @@ def test_forgotten_tokens_leave_nothing_in_a_file(
         session.append([*IDS, *IDS[:8]])
         session.append([9])  # slides: the last 24 of 48 stay
         fresh.append([*IDS[24:], *IDS[:8], 9])
-        save(session, tmp_path / "slid")
-        save(fresh, tmp_path / "fresh")
-        assert (tmp_path / "slid").read_bytes() == (tmp_path / "fresh").read_bytes()
+        assert_same_file(session, fresh, tmp_path)
         for one in (session, fresh):
             one.truncate(21)
         session.cancel()
@@ -149,9 +154,7 @@ def test_forgotten_tokens_leave_nothing_in_a_file(
             session.append(IDS[:9])
         session.append(IDS[:2])
         fresh.append(IDS[:2])
-        save(session, tmp_path / "state")
-        save(fresh, tmp_path / "fresh")
-        assert (tmp_path / "state").read_bytes() == (tmp_path / "fresh").read_bytes()
+        assert_same_file(session, fresh, tmp_path)
         for one in (session, fresh):
             one.destroy()
 
@@ -169,9 +172,7 @@ def test_a_cancelled_slide_leaves_nothing_in_a_file(
         session.cancel()
         with pytest.raises(api.RuntimeFailure):
             session.append(IDS[:20])
-        save(session, tmp_path / "state")
-        save(fresh, tmp_path / "fresh")
-        assert (tmp_path / "state").read_bytes() == (tmp_path / "fresh").read_bytes()
+        assert_same_file(session, fresh, tmp_path)
         for one in (session, fresh):
             one.destroy()
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from export_run import run_export
 from tiny_checkpoint import make_checkpoint
 from tiny_quantized import quantize_folder
 
 from bcquant.exporters.gguf import EXPORTER
 from bcquant.exporters.gguf.options import GgufOptions
-from bcquant.models.source import open_model
 from bcquant.spec.export_plan import ExportPlan
 from bcquant.spec.quant_format import QuantFormat
 
@@ -23,22 +23,12 @@ Export = Callable[..., ExportPlan]
 SHAPE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
 
 
-def quiet(what: str, done: int, total: int) -> None:
-    """Progress that nobody watches."""
-
-
 @pytest.fixture(scope="session")
 def export() -> Export:
     """Plan, validate and write `source` as `out`; the validated plan."""
 
     def run(source: Path, out: Path, **options: Any) -> ExportPlan:
-        with open_model(source) as opened:
-            job = EXPORTER.prepare(opened, GgufOptions(**options))
-            assert not job.plan().refusals
-            plan = job.validate(quiet)
-            assert not plan.refusals
-            job.write(out, quiet)
-        return plan
+        return run_export(EXPORTER, source, out, GgufOptions(**options))
 
     return run
 

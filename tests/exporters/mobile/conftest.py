@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from export_run import run_export
 from factory import make_tiny
 from tiny_quantized import quantized_folder
 
 from bcquant.exporters.mobile import EXPORTER
 from bcquant.exporters.mobile.options import MobileOptions
-from bcquant.models.source import open_model
 from bcquant.spec.export_plan import ExportPlan
 from bcquant.spec.quant_format import QuantFormat
 
@@ -18,22 +18,12 @@ from bcquant.spec.quant_format import QuantFormat
 _WIDE = {"baichuan13b": {"hidden_size": 96}, "baichuan2_13b": {"hidden_size": 96}}
 
 
-def quiet(what: str, done: int, total: int) -> None:
-    """Progress that nobody watches."""
-
-
 @pytest.fixture(scope="session")
 def export() -> Callable[..., ExportPlan]:
     """Plan, validate and write `source` as `out`; the validated plan."""
 
     def run(source: Path, out: Path, **options: Any) -> ExportPlan:
-        with open_model(source) as opened:
-            job = EXPORTER.prepare(opened, MobileOptions(**options))
-            assert not job.plan().refusals
-            plan = job.validate(quiet)
-            assert not plan.refusals
-            job.write(out, quiet)
-        return plan
+        return run_export(EXPORTER, source, out, MobileOptions(**options))
 
     return run
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from export_run import quiet
 
 from bcquant.cli import main
 from bcquant.errors import CheckpointError, ConfigError, ExportError
@@ -26,10 +27,6 @@ from bcquant.spec.quant_format import QuantFormat
 Export = Callable[..., ExportPlan]
 Make = Callable[..., Path]
 Q_PROJ = "model.layers.1.self_attn.q_proj"
-
-
-def quiet(what: str, done: int, total: int) -> None:
-    """Progress that nobody watches."""
 
 
 # ---- files ----

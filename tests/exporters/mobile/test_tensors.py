@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from export_run import quiet
 from factory import FAMILIES
 from tiny_checkpoint import make_gguf_checkpoint
 
@@ -37,10 +38,6 @@ SAME_NAMES = (
     "head_dim", "max_positions", "bos_id", "eos_ids", "pad_id",
 )  # fmt: skip
 Q_PROJ, DOWN = "model.layers.1.self_attn.q_proj", "model.layers.1.mlp.down_proj"
-
-
-def quiet(what: str, done: int, total: int) -> None:
-    """Progress that nobody watches."""
 
 
 def tensors_of(package: Package) -> dict[str, npt.NDArray[Any] | native.PackedWeight]:

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from export_run import quiet
 from factory import make_tiny
-from onnx_run import export, quiet
+from onnx_run import export
 from tiny_checkpoint import make_checkpoint
 from tiny_quantized import quantize_folder, quantized_folder
 
