@@ -17,6 +17,7 @@ from bcquant.errors import SolverError
 from bcquant.solvers import GridWeight, find_solver
 from bcquant.solvers._curvature import Curvature, factorize
 from bcquant.solvers._refine import refine
+from bcquant.spec.quant_format import QuantFormat
 from bcquant.spec.recipe import Recipe
 
 PREPARATION = "preparation"  # key of ModuleResult.seconds that is no candidate
@@ -81,7 +82,7 @@ def solve_stage(stage: StageData, recipe: Recipe) -> dict[str, ModuleResult]:
     share = (time.monotonic() - start) / len(stage.weights)
     results = {}
     for name, weight in stage.weights.items():
-        contest = _Contest(weight, stage, recipe)
+        contest = _Contest(weight, stage, recipe, recipe.format_of(name))
         _enter_all(contest, ground.shifts.pop(name, None), ground)
         results[name] = ModuleResult(
             contest.kept_grid(), contest.kept, contest.losses,
@@ -158,8 +159,10 @@ class _Candidate:
 class _Contest:
     """The candidates of one module; keeps the best so far, without the guard the last."""
 
-    def __init__(self, weight_NK: torch.Tensor, stage: StageData, recipe: Recipe) -> None:
-        self.weight_NK, self.recipe = weight_NK, recipe
+    def __init__(
+        self, weight_NK: torch.Tensor, stage: StageData, recipe: Recipe, fmt: QuantFormat
+    ) -> None:
+        self.weight_NK, self.recipe, self.format = weight_NK, recipe, fmt
         self.seen_MK = stage.held_quant_MK
         self.wanted_MN = stage.held_float_MK @ weight_NK.T
         self.scale = max(float(self.wanted_MN.square().sum(dtype=torch.float64)), 1e-30)
@@ -200,7 +203,7 @@ class _Contest:
 def _enter_all(contest: _Contest, shift_NK: torch.Tensor | None, ground: _Ground) -> None:
     """Every candidate of the recipe, the plainest first; without a curvature only RTN."""
     recipe, weight_NK, curvature = contest.recipe, contest.weight_NK, ground.curvature
-    fmt, options = recipe.format, recipe.solve
+    fmt, options = contest.format, recipe.solve
     plain = replace(options, scale_search=False)
     rtn, solver = find_solver("rtn"), find_solver(recipe.solver)
     if curvature is None:
@@ -234,7 +237,7 @@ def _retarget(
         if a is None or (strength is None and not recipe.guard):
             break
         moved = torch.add(contest.weight_NK, shift_NK, alpha=a)
-        make = partial(solver.solve, moved, curvature, recipe.format, recipe.solve)
+        make = partial(solver.solve, moved, curvature, contest.format, recipe.solve)
         found = contest.enter(f"{label}+retarget{a:.2f}", make)
         tried[a] = found.loss
         if found.loss < best.loss or not recipe.guard:

@@ -26,9 +26,8 @@ from bcquant.models.architecture import (
     quantizable_modules,
 )
 from bcquant.models.source import ModelSource
-from bcquant.pipeline.output_config import output_config
+from bcquant.pipeline.output_config import output_config, quantization_config
 from bcquant.quant import repack
-from bcquant.quant.quant_configs import compressed_config, gptq_config
 from bcquant.quant.stored_shapes import stored_shapes
 from bcquant.quant.tensors import QuantizedTensor
 from bcquant.spec.recipe import Recipe
@@ -105,9 +104,10 @@ def choose_layout(source: ModelSource, recipe: Recipe) -> Layout:
             "only add error, give the float checkpoint that it was made from"
         )
     shapes = module_shapes(source)
+    _check_overrides(source, recipe)
     for module in quantized_modules(source, recipe):
         n, k = shapes[module]
-        reasons = repack.requirements(recipe.format, n, k, recipe.output)
+        reasons = repack.requirements(recipe.format_of(module), n, k, recipe.output)
         if reasons:
             raise ExportError(
                 f"{module} ({n} x {k}) cannot be written as {recipe.output}: {'; '.join(reasons)}"
@@ -122,6 +122,28 @@ def choose_layout(source: ModelSource, recipe: Recipe) -> Layout:
         "BF16" if "BF16" in dtypes else "F16",
         is_baichuan and (recipe.keep_arch or source.config.position == "alibi"),
     )
+
+
+def _check_overrides(source: ModelSource, recipe: Recipe) -> None:
+    """Modules that read one input are fused by servers and kernels: they share a format.
+
+    Raises:
+        ConfigError: they do not, a name is no module of the model, or activations differ.
+    """
+    left = dict(recipe.overrides)
+    known = quantized_modules(source, recipe)
+    for name, fmt in left.items():
+        if name not in known:
+            raise ConfigError(f"{name}: a format is given for it, but the model has no such module")
+        if fmt.activation != recipe.format.activation:
+            raise ConfigError(f"{name}: its activations differ from those of the other modules")
+    for layer in range(source.config.num_layers):
+        for stage in STAGES:
+            names = [f"model.layers.{layer}.{short}" for short in stage]
+            if len({recipe.format_of(name) for name in names}) > 1:
+                raise ConfigError(
+                    f"{', '.join(names)}: read the same input and need the same format"
+                )
 
 
 def check_floats(source: ModelSource, recipe: Recipe, layout: Layout) -> None:
@@ -176,7 +198,7 @@ def write_output(
         plan = _Plan(source, recipe, layout, recall)
         metadata = {"format": "pt"}
         write_sharded(unfinished, plan.specs, plan.fetch, recipe.max_shard_bytes, metadata)
-        quantization = quantization_config(recipe)
+        quantization = quantization_config(recipe, layout.keeps_names)
         config = output_config(source, layout.keeps_names, CONFIG_NAMES[layout.float_dtype])
         if recipe.lm_head:
             config["tie_word_embeddings"] = False
@@ -197,19 +219,6 @@ def write_output(
         ) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def quantization_config(recipe: Recipe) -> dict[str, Any]:
-    """The `quantization_config` of the output."""
-    if recipe.output == "compressed-tensors":
-        return compressed_config(recipe.format, [] if recipe.lm_head else ["lm_head"])
-    return gptq_config(
-        recipe.format,
-        "v2" if recipe.output == "gptq_v2" else "v1",
-        {"recipe": recipe.as_dict()},
-        lm_head=recipe.lm_head,
-        damp_percent=recipe.solve.damp_percent,
-    )
 
 
 class _Plan:
@@ -256,7 +265,7 @@ class _Plan:
         self, module: str, parts: list[str], shapes: dict[str, tuple[int, int]]
     ) -> None:
         n, k = sum(shapes[p][0] for p in parts), shapes[parts[0]][1]
-        stored = stored_shapes(self.recipe.format, n, k, self.recipe.output)
+        stored = stored_shapes(self.recipe.format_of(parts[0]), n, k, self.recipe.output)
         for suffix, (dtype, shape) in stored.items():
             name = f"{module}.{suffix}"
             self.specs.append(TensorSpec(name, dtype, shape))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+from bcquant.models.architecture import STAGES
 from bcquant.models.hf_config import to_hf_config
 from bcquant.models.source import ModelSource
+from bcquant.quant.quant_configs import compressed_config, gptq_config
+from bcquant.spec.recipe import Recipe
 
 # Keys of a source's config.json that speak of the source's own files or storage.
 DROPPED = (
@@ -32,3 +36,37 @@ def output_config(source: ModelSource, keeps_names: bool, dtype: str) -> dict[st
         folded = {"norm_head": False} if source.config.norm_head else {}
         return {**given, **folded, "torch_dtype": dtype}
     return to_hf_config(source.config, dtype)
+
+
+def quantization_config(recipe: Recipe, keeps_names: bool = False) -> dict[str, Any]:
+    """The `quantization_config` of the output.
+
+    Args:
+        keeps_names: q, k and v are stored as one module, W_pack.
+    """
+    overrides = {
+        _stored_module(module, keeps_names): fmt
+        for module, fmt in recipe.overrides
+        if fmt != recipe.format
+    }
+    if recipe.output == "compressed-tensors":
+        return compressed_config(recipe.format, [] if recipe.lm_head else ["lm_head"], overrides)
+    return gptq_config(
+        recipe.format,
+        "v2" if recipe.output == "gptq_v2" else "v1",
+        {"recipe": recipe.as_dict()},
+        lm_head=recipe.lm_head,
+        damp_percent=recipe.solve.damp_percent,
+        dynamic={
+            f"{re.escape(module)}$": {
+                "bits": fmt.bits, "group_size": fmt.group_size, "sym": fmt.symmetric,
+            }
+            for module, fmt in overrides.items()
+        } or None,
+    )  # fmt: skip
+
+
+def _stored_module(module: str, keeps_names: bool) -> str:
+    parent, _, leaf = module.rpartition(".")
+    is_packed = keeps_names and f"self_attn.{leaf}" in STAGES[0]
+    return f"{parent}.W_pack" if is_packed else module

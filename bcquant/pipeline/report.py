@@ -54,10 +54,18 @@ def report(manifest: Manifest, seconds: Seconds) -> dict[str, Any]:
 
 def limits(manifest: Manifest) -> list[str]:
     """What some readers of the output refuse or round, each once (see `quant.limits`)."""
-    fmt = QuantFormat(**manifest.recipe["format"])
+    activation = manifest.recipe["format"]["activation"]
     target = manifest.recipe["output"]
-    shapes = sorted({row.shape for row in manifest.modules})
-    return sorted({reason for n, k in shapes for reason in reader_limits(fmt, n, k, target)})
+    kinds = {(r.bits, r.group_size, r.symmetric, r.shape) for r in manifest.modules}
+    return sorted(
+        {
+            reason
+            for bits, group_size, symmetric, (n, k) in sorted(kinds)
+            for reason in reader_limits(
+                QuantFormat(bits, group_size, symmetric, activation), n, k, target
+            )
+        }
+    )
 
 
 def tables(manifest: Manifest, seconds: Seconds | None = None) -> list[Table]:

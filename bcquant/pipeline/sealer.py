@@ -30,7 +30,7 @@ class Sealer:
         """A sealed module's canonical weight."""
         arrays = self.journal.recall(module)
         return QuantizedTensor(
-            arrays["codes"], arrays["scales"], arrays["zeros"], self.recipe.format
+            arrays["codes"], arrays["scales"], arrays["zeros"], self.recipe.format_of(module)
         )
 
     def recall(self, modules: list[str]) -> Weights | None:

@@ -79,15 +79,38 @@ def gptq_config(
     }
 
 
-def compressed_config(fmt: QuantFormat, ignore: Sequence[str] = ("lm_head",)) -> dict[str, Any]:
+def compressed_config(
+    fmt: QuantFormat,
+    ignore: Sequence[str] = ("lm_head",),
+    overrides: Mapping[str, QuantFormat] | None = None,
+) -> dict[str, Any]:
     """The dict of config.json["quantization_config"] for compressed-tensors.
 
     Args:
         fmt: activation "int8_token" makes it int-quantized (W8A8), "none" pack-quantized.
         ignore: Linear modules that stay float.
+        overrides: module name -> the format that it has instead of `fmt`.
     Raises:
         ConfigError: an int8_token format is not 8-bit symmetric per row.
     """
+    targets: dict[QuantFormat, list[str]] = {fmt: ["Linear"]}
+    for module, other in (overrides or {}).items():
+        if other != fmt:
+            targets.setdefault(other, []).append(module)
+    groups = {f"group_{i}": _config_group(f, names) for i, (f, names) in enumerate(targets.items())}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": groups["group_0"]["format"],
+        "quantization_status": "compressed",
+        "global_compression_ratio": None,
+        "kv_cache_scheme": None,
+        "ignore": list(ignore),
+        "version": COMPRESSED_TENSORS_VERSION,
+        "config_groups": groups,
+    }
+
+
+def _config_group(fmt: QuantFormat, targets: list[str]) -> dict[str, Any]:
     is_w8a8 = fmt.activation == "int8_token"
     if is_w8a8 and (fmt.bits, fmt.group_size, fmt.symmetric) != (8, -1, True):
         raise ConfigError(
@@ -106,22 +129,12 @@ def compressed_config(fmt: QuantFormat, ignore: Sequence[str] = ("lm_head",)) ->
     activations = {
         "num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True,
     }  # fmt: skip
-    group = {
-        "targets": ["Linear"],
+    return {
+        "targets": targets,
         "format": layout,
         "weights": weights,
         "input_activations": activations if is_w8a8 else None,
         "output_activations": None,
-    }
-    return {
-        "quant_method": "compressed-tensors",
-        "format": layout,
-        "quantization_status": "compressed",
-        "global_compression_ratio": None,
-        "kv_cache_scheme": None,
-        "ignore": list(ignore),
-        "version": COMPRESSED_TENSORS_VERSION,
-        "config_groups": {"group_0": group},
     }
 
 

@@ -79,6 +79,8 @@ class Recipe:
     """A whole run: format, solver settings, calibration, output form.
 
     Attributes:
+        format: of every module that `overrides` does not name.
+        overrides: (full module name, its format): bits that were allocated module by module.
         retarget_strengths: strengths a tried besides 0 in W* = W + a W (dX^T X^) H^-1; () = off.
             With the guard, the best strength between those tried follows.
         retarget_damp_percent: damping of that solve.
@@ -87,6 +89,7 @@ class Recipe:
     """
 
     format: QuantFormat = field(default_factory=QuantFormat)
+    overrides: tuple[tuple[str, QuantFormat], ...] = ()
     solver: str = "gptq"
     solve: SolveOptions = field(default_factory=SolveOptions)
     calib: CalibOptions = field(default_factory=CalibOptions)
@@ -110,6 +113,10 @@ class Recipe:
         for strength in self.retarget_strengths:
             if not 0.0 < strength <= 1.0:
                 raise ConfigError(f"retarget strength {strength}; 0 < a <= 1 is needed")
+
+    def format_of(self, module: str) -> QuantFormat:
+        """Format of a module by its full canonical name."""
+        return dict(self.overrides).get(module, self.format)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON; equal recipes give equal dicts."""
