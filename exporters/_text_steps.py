@@ -23,6 +23,13 @@ def preparation(state: Json) -> list[Json]:
     return [inner for step in steps for inner in step.get("normalizers", [step])]
 
 
+def without_nfc(state: Json) -> tuple[bool, list[Json]]:
+    """Whether text is brought to form C before anything else, and the steps that follow."""
+    steps = preparation(state)
+    has_nfc = bool(steps) and steps[0].get("type") == "NFC"
+    return has_nfc, steps[has_nfc:]
+
+
 def marks_spaces(step: Json) -> bool:
     """Whether a step replaces every space by its mark and does nothing else."""
     return (

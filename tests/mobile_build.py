@@ -30,7 +30,7 @@ SANITIZED = ("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recove
 THREAD_SANITIZED = ("-O1", "-g1", "-fsanitize=thread")
 # What a model needs; the tokenizer, sampling and chat have tests of their own.
 MODEL = ("error", "memory", "sha256", "mapped_file", "index", "package", "plan", "model", "session")
-MODEL += ("cores", "overflow", "state", "measure")
+MODEL += ("cores", "overflow", "state", "measure", "signature", "ed25519", "sha512")
 
 
 def run(command: Sequence[str | Path], timeout: int = 120) -> str:

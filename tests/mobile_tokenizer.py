@@ -15,7 +15,7 @@ import pytest
 
 IntArray = npt.NDArray[np.integer]
 ROOT = Path(__file__).parents[1]
-NAMES = ("byte_level", "characters", "error", "memory", "piece_text", "pre_tokenizer",
+NAMES = ("byte_level", "characters", "error", "memory", "nfc", "piece_text", "pre_tokenizer",
          "rank_merges", "sentencepiece", "stream", "token_section", "token_tables", "tokenizer",
          "unicode")  # fmt: skip
 SOURCES = [ROOT / "mobile" / "runtime" / f"{name}.cpp" for name in NAMES]

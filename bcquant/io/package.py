@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from bcquant.io.package_index import (
     index_from_bytes,
 )
 from bcquant.io.package_rules import contents_problem, places_problem, tensor_shape
+from bcquant.io.package_signature import Signature, signature_path
 from bcquant.io.packed_blob import BLOB_HEADER_BYTES, BlobShape, read_blob_header
 
 SUFFIX = ".bcq"
@@ -172,6 +174,21 @@ class Package(Closing):
                 f"{shard.path}: {section.name} is damaged: its SHA-256 is "
                 f"{state.hexdigest()} and should be {section.sha256.hex()}; download it again"
             )
+
+    def signature(self) -> Signature | None:
+        """What the file beside the package says, None where there is none; it is not verified.
+
+        Raises:
+            CheckpointError: it cannot be read, or is damaged.
+        """
+        path = signature_path(self.path)
+        if not os.path.lexists(path):
+            return None
+        with MappedFile(path) as file:
+            found = Signature.from_bytes(file.bytes_at(0, file.size))
+        if isinstance(found, str):
+            raise CheckpointError(f"{path}: not a signature: {found}; download it again")
+        return found
 
     def close(self) -> None:
         """Unmap, once no view is left; closing twice is fine."""

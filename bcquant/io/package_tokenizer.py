@@ -17,7 +17,8 @@ SENTENCEPIECE, BYTE_LEVEL, CHARACTERS = 1, 2, 3
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE, ADDED = range(1, 8)
 
 _HEADER = struct.Struct("<5IiI2iI")
-_BEGIN, _END = 1 << 4, 1 << 5
+_PREFIX, _BEGIN, _END = 1, 1 << 4, 1 << 5
+_OF_PREFIX = 0b11 << 7
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class _Rules:
 
 _RULES = {
     SENTENCEPIECE: _Rules(0b110111, range(1), ADDED),
-    BYTE_LEVEL: _Rules(0b111000, range(1, 6), UNUSED),
-    CHARACTERS: _Rules(0b110101, range(1), BYTE),
+    BYTE_LEVEL: _Rules(0b1111000, range(1, 6), UNUSED),
+    CHARACTERS: _Rules(0b1111110101, range(1), BYTE),
 }
 
 
@@ -131,6 +132,8 @@ def _header_problem(data: bytes, vocab_size: int) -> str | None:
         return f"it has {tokens} tokens and {merges} merges; the model has {vocab_size}"
     if any(not -1 <= token < tokens for token in (unknown, begin, end)):
         return f"it names the tokens {unknown}, {begin} and {end} of {tokens}"
+    if bits & _OF_PREFIX and not bits & _PREFIX:
+        return f"its bits {bits:#x} say where a prefix goes that it has not"
     if (begin >= 0, end >= 0) != (bool(bits & _BEGIN), bool(bits & _END)):
         return f"its bits {bits:#x} contradict the tokens {begin} and {end} around a text"
     return None

@@ -28,6 +28,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "bcq_session_create": (P, I64, P),
     "bcq_session_truncate": (P, I64),
     "bcq_session_append": (P, P, I64, P),
+    "bcq_session_score": (P, P, I64, P),
     "bcq_tokenizer_create": (P, SIZE, P),
     "bcq_tokenizer_encode": (P, ctypes.c_char_p, SIZE, I32, P, SIZE, P),
     "bcq_tokenizer_token": (P, I32, P, P),

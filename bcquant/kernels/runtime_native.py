@@ -197,16 +197,26 @@ class Session(Handle):
             KernelError: no id or one outside the vocabulary, no room, or it was cancelled; the
                 session then holds what it held.
         """
-        wide = np.asarray(ids, np.int64)
-        if wide.ndim != 1 or bool(((wide < 0) | (wide >= self._vocab_size)).any()):
-            raise KernelError(f"{self._path}: ids of 0 .. {self._vocab_size - 1} in a row needed")
-        given, logits = wide.astype(np.int32), P()
+        given, logits = self._given(ids), P()
         status = library().bcq_session_append(
             self.open_pointer, given.ctypes.data, len(given), ctypes.byref(logits)
         )
         check(status, self._path)
         seen = ctypes.cast(logits, ctypes.POINTER(ctypes.c_float))
         return np.ctypeslib.as_array(seen, (self._vocab_size,)).copy()
+
+    def score(self, ids: Sequence[int] | npt.NDArray[np.int64]) -> float:
+        """Append tokens; the sum of -log p (nats) of each after the first, given all before it.
+
+        Raises:
+            KernelError: as `append`, or fewer than two ids.
+        """
+        given, nll = self._given(ids), ctypes.c_double()
+        status = library().bcq_session_score(
+            self.open_pointer, given.ctypes.data, len(given), ctypes.byref(nll)
+        )
+        check(status, self._path)
+        return nll.value
 
     def truncate(self, position: int) -> None:
         """Forget every token from `position` on. KernelError: beyond what is held."""
@@ -215,6 +225,12 @@ class Session(Handle):
     def cancel(self) -> None:
         """From any thread: the append that runs, or the next one, ends with a KernelError."""
         library().bcq_session_cancel(self.open_pointer)
+
+    def _given(self, ids: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+        wide = np.asarray(ids, np.int64)
+        if wide.ndim != 1 or bool(((wide < 0) | (wide >= self._vocab_size)).any()):
+            raise KernelError(f"{self._path}: ids of 0 .. {self._vocab_size - 1} in a row needed")
+        return wide.astype(np.int32)
 
 
 class Tokenizer(Handle):

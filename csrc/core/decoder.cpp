@@ -1,6 +1,7 @@
 /// A decoder block as eleven kernel calls; see bcq/decoder.h.
 #include "bcq/decoder.h"
 
+#include <stdint.h>
 #include <string.h>
 
 namespace {
@@ -43,7 +44,10 @@ bcq_status need(const bcq_decoder& d, int64_t tokens, size_t* linear, size_t* al
   const bcq_status status = bcq_linear_scratch(tokens, s.widest, linear);
   if (status != BCQ_OK) return status;
   const int64_t floats = s.hidden + 2 * s.q + 2 * s.kv + 2 * s.intermediate;
-  *all = *linear + (size_t)(tokens * floats * 4 + 8 * kAlign);
+  // Below 2^60 within the limits above, but more than a size_t of 32 bits can hold.
+  const uint64_t bytes = (uint64_t)*linear + (uint64_t)(tokens * floats * 4 + 8 * kAlign);
+  if (bytes > PTRDIFF_MAX) return BCQ_BAD_SHAPE;
+  *all = (size_t)bytes;
   return BCQ_OK;
 }
 

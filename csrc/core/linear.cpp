@@ -147,8 +147,11 @@ bcq_status bcq_linear_scratch(int64_t num_tokens, int64_t in_features, size_t* b
       num_tokens > int64_t{1} << 28)
     return BCQ_BAD_SHAPE;
   const int64_t k = padded(in_features);
-  *bytes = (size_t)(kAlign + aligned(num_tokens * k) +
-                    2 * aligned(num_tokens * (k / BCQ_UNIT_COLUMNS) * 4));
+  // Below 2^58 within the limits above, but more than a size_t of 32 bits can hold.
+  const int64_t all =
+      kAlign + aligned(num_tokens * k) + 2 * aligned(num_tokens * (k / BCQ_UNIT_COLUMNS) * 4);
+  if (all > PTRDIFF_MAX) return BCQ_BAD_SHAPE;
+  *bytes = (size_t)all;
   return BCQ_OK;
 }
 

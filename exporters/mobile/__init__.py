@@ -36,5 +36,7 @@ EXPORTER = Exporter(
     bcquant export mobile model-gptq --dry-run
     bcquant verify model-gptq model.bcq
     bcquant export mobile model-gptq --certificate model.bcq.certificate.json -o sealed.bcq
+    openssl genpkey -algorithm ed25519 -out key.pem
+    bcquant export mobile model-gptq --sign key.pem -o model.bcq
     """,
 )

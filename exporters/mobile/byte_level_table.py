@@ -12,9 +12,9 @@ from bcquant.runtime.gguf_tokenizer import SPLITS
 from bcquant.runtime.sentencepiece_proto import CONTROL, NORMAL, UNUSED, USER_DEFINED
 from bcquant.runtime.token_backends import TokenizersBackend, byte_alphabet
 
-from .._text_steps import split_steps
+from .._text_steps import split_steps, without_nfc
 from .json_bpe import Json, check_model, merge_ids, read_pairs, read_types
-from .token_table import BYTE_LEVEL, NONE, WHOLE_WORDS, TokenTable
+from .token_table import BYTE_LEVEL, NONE, NORMALIZE, WHOLE_WORDS, TokenTable
 
 _ALPHABET = byte_alphabet()
 DIGITS = "Digits"
@@ -40,11 +40,11 @@ def byte_level_table(backend: TokenizersBackend, state: Json, name: str) -> Toke
     check_model(state, name)
     model = state["model"]
     vocab: dict[str, int] = model["vocab"]
-    kind = (state.get("normalizer") or {}).get("type")
-    if kind is not None:
+    normalizes, steps = without_nfc({"normalizer": state.get("normalizer")})
+    if steps:
         raise ExportError(
-            f"{name}: it normalizes text to {kind} first; a package changes no text before "
-            "byte-level BPE"
+            f"{name}: it normalizes text by {[step.get('type') for step in steps]} first; before "
+            "byte-level BPE a package does no more than NFC"
         )
     rule, whole_words = _split_rule(state, name), bool(model.get("ignore_merges"))
     unknown = _byte_level_unknown(model, name)
@@ -63,7 +63,7 @@ def byte_level_table(backend: TokenizersBackend, state: Json, name: str) -> Toke
             _check_word(backend, piece, reachable, whole_words and is_word, vocab, name)
     return TokenTable(
         kind=BYTE_LEVEL,
-        bits=WHOLE_WORDS if whole_words else 0,
+        bits=(WHOLE_WORDS if whole_words else 0) | (NORMALIZE if normalizes else 0),
         split_rule=rule,
         texts=texts,
         types=kinds,

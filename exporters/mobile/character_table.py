@@ -8,12 +8,28 @@ from bcquant.errors import ExportError
 from bcquant.runtime.sentencepiece_proto import BYTE, NORMAL, UNUSED
 from bcquant.runtime.token_backends import SPACE_MARK, TokenizersBackend
 
-from .._text_steps import marks_spaces, preparation
+from .._text_steps import marks_spaces, without_nfc
 from .json_bpe import Json, check_model, merge_ids, read_pairs, read_types
-from .token_table import BYTE_FALLBACK, CHARACTERS, DUMMY_PREFIX, NONE, TokenTable
+from .token_table import (
+    BYTE_FALLBACK,
+    CHARACTERS,
+    CUT_MARKS,
+    DUMMY_PREFIX,
+    NONE,
+    NORMALIZE,
+    PREFIX_START,
+    SPARE_MARKED,
+    TokenTable,
+)
 
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 _NUM_BYTES = 256
+# Where Metaspace puts a mark, which it never does before one.
+_SCHEMES = {
+    "always": DUMMY_PREFIX | SPARE_MARKED,
+    "first": DUMMY_PREFIX | SPARE_MARKED | PREFIX_START,
+    "never": 0,
+}
 
 
 def character_table(backend: TokenizersBackend, state: Json, name: str) -> TokenTable:
@@ -29,8 +45,8 @@ def character_table(backend: TokenizersBackend, state: Json, name: str) -> Token
     model = state["model"]
     vocab: dict[str, int] = model["vocab"]
     unknown = model.get("unk_token")
-    prefix = _prepends_space(state, name)
-    if prefix != backend.strips_prefix:
+    preparation = _preparation_bits(state, name)
+    if bool(preparation & DUMMY_PREFIX) != backend.strips_prefix:
         raise ExportError(
             f"{name}: its decoder takes a space off a text and its encoder puts none there, or the "
             "other way round"
@@ -51,7 +67,7 @@ def character_table(backend: TokenizersBackend, state: Json, name: str) -> Token
             )
     return TokenTable(
         kind=CHARACTERS,
-        bits=(DUMMY_PREFIX if prefix else 0) | (BYTE_FALLBACK if model.get("byte_fallback") else 0),
+        bits=preparation | (BYTE_FALLBACK if model.get("byte_fallback") else 0),
         split_rule=0,
         texts=[piece.encode() for piece in pieces],
         types=kinds,
@@ -80,19 +96,26 @@ def _check_symbols(model: Json, name: str) -> None:
         raise ExportError(f"{name}: it {wrong}, which a package cannot say")
 
 
-def _prepends_space(state: Json, name: str) -> bool:
-    """Whether the file's text preparation, which may only mark spaces, puts one in front."""
-    flat = preparation(state)
-    kinds = [step.get("type") for step in flat]
+def _preparation_bits(state: Json, name: str) -> int:
+    """What the file does to text first, which may be NFC and then only the marking of spaces."""
+    normalizes, steps = without_nfc(state)
+    bits = NORMALIZE if normalizes else 0
     prepend = {"type": "Prepend", "prepend": SPACE_MARK}
-    if flat and marks_spaces(flat[-1]) and flat[:-1] in ([], [prepend]):
-        return len(flat) == 2
+    if steps and marks_spaces(steps[-1]) and steps[:-1] in ([], [prepend]):
+        return bits | (DUMMY_PREFIX if len(steps) == 2 else 0)
+    if len(steps) == 1 and steps[0].get("type") == "Metaspace":
+        return bits | _metaspace_bits(steps[0], name)
     raise ExportError(
-        f"{name}: its text preparation is {kinds}; a package knows a Prepend of one space mark and "
-        "a Replace of spaces by it"
-        + (
-            ". Metaspace puts no space before a text that begins with one"
-            if "Metaspace" in kinds
-            else ""
-        )
+        f"{name}: its text preparation is {[step.get('type') for step in steps]}; after NFC a "
+        "package knows a Prepend of one space mark and a Replace of spaces by it, or a Metaspace"
     )
+
+
+def _metaspace_bits(step: Json, name: str) -> int:
+    scheme = step.get("prepend_scheme")
+    if step.get("replacement") != SPACE_MARK or scheme not in _SCHEMES:
+        raise ExportError(
+            f"{name}: its Metaspace marks spaces by {step.get('replacement')!r} with the scheme "
+            f"{scheme!r}; a package knows {SPACE_MARK!r} with {', '.join(_SCHEMES)}"
+        )
+    return _SCHEMES[scheme] | (CUT_MARKS if step.get("split") else 0)

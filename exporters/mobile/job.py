@@ -10,6 +10,7 @@ from bcquant.errors import ConfigError, ExportError
 from bcquant.io.atomic import check_writable
 from bcquant.io.package import shard_names
 from bcquant.io.package_index import MAX_SHARDS, ModelBlock
+from bcquant.io.package_signature import SIGNATURE_FILE_BYTES, SIGNATURE_SUFFIX
 from bcquant.models.source import ModelSource
 from bcquant.runtime.native_weights import is_w8a8, modules, refusal
 from bcquant.runtime.text_codec import SpecialTokens
@@ -17,6 +18,7 @@ from bcquant.spec.export_plan import ExportPlan, Progress, TensorPlan
 
 from .options import MobileOptions
 from .sections import PlannedSection, planned_sections
+from .signing import read_key
 from .tensors import first_plan, measured
 from .text_sections import Texts, read_texts
 from .writer import MB, Layout, lay_out, too_large, write_package
@@ -28,7 +30,8 @@ class MobileJob:
     """See `ExportJob`: plan, validate, write.
 
     Raises:
-        ConfigError: a longer context is asked for than the model has.
+        ConfigError: a longer context is asked for than the model has, or the key that signs
+            cannot be used.
     """
 
     def __init__(self, source: ModelSource, options: MobileOptions) -> None:
@@ -38,6 +41,7 @@ class MobileJob:
             raise ConfigError(
                 f"--context is {options.context}; the model was made for {own} tokens at most"
             )
+        self._key = None if options.sign is None else read_key(options.sign)
         self._tensors: tuple[TensorPlan, ...] | None = None
         self._texts: Texts | None = None
 
@@ -56,7 +60,7 @@ class MobileJob:
         problems = [model.problem(), self._split_problem(sections, layout)]
         return ExportPlan(
             exporter="mobile",
-            files=tuple(zip(shard_names(_PLAN_NAME, len(sizes)), sizes, strict=True)),
+            files=self._files(sizes),
             tensors=tensors,
             refusals=tuple(problem for problem in problems if problem is not None),
             notes=(*dropped, *(self._texts.notes if self._texts else ())),
@@ -95,7 +99,15 @@ class MobileJob:
         sections = self._sections()
         layout = self._layout(sections)
         check_writable(out.parent, sum(layout.file_bytes))
-        return write_package(out, self._model()[0], sections, layout, progress)
+        return write_package(out, self._model()[0], sections, layout, progress, self._key)
+
+    def _files(self, sizes: tuple[int, ...]) -> tuple[tuple[str, int], ...]:
+        """Name and bytes of everything that is written."""
+        names = shard_names(_PLAN_NAME, len(sizes))
+        files = tuple(zip(names, sizes, strict=True))
+        if self._key is None:
+            return files
+        return (*files, (names[0] + SIGNATURE_SUFFIX, SIGNATURE_FILE_BYTES))
 
     def _sections(self) -> list[PlannedSection]:
         texts = self._texts.sections if self._texts else {}

@@ -17,11 +17,13 @@ class MobileOptions:
         split_mb: largest file in MB (10^6 bytes); None = one file.
         context: longest text in tokens to declare; None = the model's own.
         certificate: what `bcquant verify` wrote, to put inside; None = nothing.
+        sign: file of the private key that signs the package; None = unsigned.
     """
 
     split_mb: int | None = None
     context: int | None = None
     certificate: Path | None = None
+    sign: Path | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--certificate", metavar="FILE",
         help="put this certificate.json of `bcquant verify` into the package",
     )  # fmt: skip
+    group.add_argument(
+        "--sign", metavar="KEY",
+        help="sign the package with this Ed25519 private key (PEM, or the seed of 32 bytes) and "
+        "write OUT.sig beside it; apps then refuse what another key signed",
+    )  # fmt: skip
 
 
 def options_of(args: argparse.Namespace) -> MobileOptions:
@@ -52,4 +59,5 @@ def options_of(args: argparse.Namespace) -> MobileOptions:
         if value is not None and value < 1:
             raise ConfigError(f"{flag} is {value}; at least 1 is needed")
     certificate = None if args.certificate is None else Path(args.certificate)
-    return MobileOptions(args.split_mb, args.context, certificate)
+    sign = None if args.sign is None else Path(args.sign)
+    return MobileOptions(args.split_mb, args.context, certificate, sign)

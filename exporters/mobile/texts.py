@@ -1,8 +1,9 @@
 """Texts of a package that an app cannot work out itself: chat frames and generation defaults.
 
 A phone runs no Jinja. Most chat templates only put fixed strings around each message, so those
-strings are found by rendering conversations of marked contents, and then proved: the frames must
-give, letter by letter, what the template gives for conversations of many shapes and contents.
+strings are found by rendering conversations of marked contents, and then proved: with contents
+copied as they are, or else stripped, the frames must give, letter by letter, what the template
+gives for conversations of many shapes and contents.
 """
 
 from __future__ import annotations
@@ -26,9 +27,12 @@ _ROLES = {"s": "system", "u": "user", "a": "assistant"}
 # the irregular ones must agree where the template does not refuse them.
 _REGULAR = ("u", "ua", "uau", "uaua", "uauau", "uauauauauau")
 _IRREGULAR = ("uu", "au", "a", "uaau", "")
+# All that Python, and so Jinja, strips.
+_SPACES = "".join(chr(code) for code in range(0x3001) if chr(code).isspace())
 _CONTENTS = (
     "plain", "", " ", "\n", "  two before", "after  ", "\nline\n", "\r\n", "\ttab\t", "a\n\n b",
     "\u3000ideographic\u3000", "\u00a0no-break\u00a0", "\u200bzero width\u200b", "{{ x }}{% y %}",
+    f"{_SPACES}a{_SPACES}b{_SPACES}", f"\u200b{_SPACES}\ufeff", _SPACES,
     "<b>&amp;</b> \"quoted\" 'it'", "back\\slash", "None", "0", "\U0001f600", "long " * 500,
 )  # fmt: skip
 
@@ -37,9 +41,10 @@ def chat_frames(tokenizer: Tokenizer) -> Frames | None:
     """What stands around the messages of a conversation, docs/formats/bcq_package_v1.md, kind 66.
 
     Returns:
-        the frames, without the role "system" where the template has no fixed place for one; None
-        for a model without a template, and for a template whose text depends on anything but
-        contents copied between fixed strings: a date, a position, stripping, a certain content.
+        the frames, without the role "system" where the template has no fixed place for one, and
+        with "trim" where it strips every content; None for a model without a template, and for a
+        template whose text depends on anything but such contents between fixed strings: a date, a
+        position, stripping of some, a certain content.
     """
     template = _Template(tokenizer)
     # A date is the same in all renderings of today.
@@ -49,8 +54,9 @@ def chat_frames(tokenizer: Tokenizer) -> Frames | None:
     if plain is None:
         return None
     contents = [*_CONTENTS, *template.strings()]
-    candidates = (_with_system(template, plain), plain)
-    return next((f for f in candidates if f is not None and _holds(template, f, contents)), None)
+    found = [f for f in (_with_system(template, plain), plain) if f is not None]
+    candidates = [*found, *({**frames, "trim": True} for frames in found)]
+    return next((f for f in candidates if _holds(template, f, contents)), None)
 
 
 def frames_text(frames: Frames, messages: Sequence[Message]) -> str:
@@ -65,7 +71,8 @@ def frames_text(frames: Frames, messages: Sequence[Message]) -> str:
         text += frames["no_system"]
     for message in messages:
         before, after = frames["roles"][message["role"]]
-        text += before + message["content"] + after
+        content = message["content"].strip() if frames.get("trim") else message["content"]
+        text += before + content + after
     return text + str(frames["generate"])
 
 

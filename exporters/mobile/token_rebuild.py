@@ -27,9 +27,13 @@ from .token_table import (
     ADDED,
     BYTE_FALLBACK,
     BYTE_LEVEL,
+    CUT_MARKS,
     DUMMY_PREFIX,
     NONE,
+    NORMALIZE,
+    PREFIX_START,
     SENTENCEPIECE,
+    SPARE_MARKED,
     SQUEEZE,
     WHOLE_WORDS,
     TokenTable,
@@ -100,19 +104,31 @@ def _ranks(table: TokenTable, name: str) -> TokenizersBackend:
             ignore_merges=bool(table.bits & WHOLE_WORDS),
         )
     )
+    steps: list[normalizers.Normalizer] = [normalizers.NFC()] if table.bits & NORMALIZE else []
     if is_bytes:
         tokenizer.pre_tokenizer = _pre_tokenizer(table.split_rule)
-        tokenizer.decoder = decoders.ByteLevel()
+    elif table.bits & (SPARE_MARKED | CUT_MARKS):
+        tokenizer.pre_tokenizer = _metaspace(table.bits)
     else:
-        prefix = [normalizers.Prepend(SPACE_MARK)] if table.bits & DUMMY_PREFIX else []
-        tokenizer.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", SPACE_MARK)])
-        tokenizer.decoder = decoders.ByteFallback()
+        steps += [normalizers.Prepend(SPACE_MARK)] if table.bits & DUMMY_PREFIX else []
+        steps.append(normalizers.Replace(" ", SPACE_MARK))
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    tokenizer.decoder = decoders.ByteLevel() if is_bytes else decoders.ByteFallback()
     for i, kind in enumerate(table.types):
         if kind in (CONTROL, USER_DEFINED) and table.texts[i]:
             token = RustToken(spelled[i], normalized=False, special=kind == CONTROL)
             add = tokenizer.add_special_tokens if kind == CONTROL else tokenizer.add_tokens
             add([token])
     return TokenizersBackend(tokenizer, name)
+
+
+def _metaspace(bits: int) -> pre_tokenizers.PreTokenizer:
+    from tokenizers import pre_tokenizers
+
+    scheme = "never"
+    if bits & DUMMY_PREFIX:
+        scheme = "first" if bits & PREFIX_START else "always"
+    return pre_tokenizers.Metaspace(SPACE_MARK, scheme, split=bool(bits & CUT_MARKS))
 
 
 def _pre_tokenizer(rule: int) -> pre_tokenizers.PreTokenizer:

@@ -10,6 +10,8 @@ SENTENCEPIECE, BYTE_LEVEL, CHARACTERS = 1, 2, 3
 ADDED = 7  # a token type beside those of SentencePiece: cut as a control token, shown as text
 
 DUMMY_PREFIX, SQUEEZE, BYTE_FALLBACK, WHOLE_WORDS, BEGIN, END = (1 << bit for bit in range(6))
+# Form C first; what Metaspace of `tokenizers` does otherwise than a dummy prefix.
+NORMALIZE, SPARE_MARKED, PREFIX_START, CUT_MARKS = (1 << bit for bit in range(6, 10))
 
 _HEADER = struct.Struct("<5IiI2iI")
 NONE = -1
@@ -21,7 +23,7 @@ class TokenTable:
 
     Attributes:
         kind: SENTENCEPIECE, BYTE_LEVEL or CHARACTERS.
-        bits: DUMMY_PREFIX to WHOLE_WORDS.
+        bits: DUMMY_PREFIX to WHOLE_WORDS, NORMALIZE to CUT_MARKS.
         split_rule: number of the pre-tokenizer, 0 unless BYTE_LEVEL.
         texts, types: of every id.
         scores: of every id for SENTENCEPIECE, else empty.

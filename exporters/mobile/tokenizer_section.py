@@ -25,6 +25,13 @@ from .token_rebuild import rebuild
 from .token_table import ADDED, BYTE_LEVEL, NONE, SENTENCEPIECE, TokenTable, pack_table
 
 _MAX_SPECIAL_PROBES = 400
+# What normalizations change: marks in any order, Hangul, compatibility, exclusions from composing.
+_NORMALIZED = (
+    "e\u0301 a\u0308\u0323 q\u0307\u0323 \u00e9\u0323 \u1e0b\u0323 \u0301x",
+    "\u1112\u1161\u11ab\u1100\u1173\u11af \uac00\u11a8 \u1100 \u11a8",
+    "\u212b \u2126 \u0958 \ufb1d \uf900 \U0002f800 \u2adc \u0344",
+    "\ufb01 \u2460 \uff21 \u3392 \u1e9e \u0130 \u09c7\u09be",
+)
 
 
 def tokenizer_section(tokenizer: Tokenizer, vocab_size: int, name: str) -> bytes:
@@ -85,7 +92,7 @@ def _prove(table: TokenTable, tokenizer: Tokenizer, rebuilt: Encode, name: str) 
         ExportError: they differ.
     """
     backend = tokenizer.backend
-    for probe in (*HARD_TEXTS, *_special_probes(table)):
+    for probe in (*HARD_TEXTS, *_NORMALIZED, *_special_probes(table)):
         for parse_special in (True, False):
             wanted = backend.encode(probe, parse_special)
             got = rebuilt(probe, parse_special)

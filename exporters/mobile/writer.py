@@ -20,8 +20,10 @@ from bcquant.io.package_index import (
     index_bytes,
     index_to_bytes,
 )
+from bcquant.io.package_signature import signature_path
 
 from .sections import PlannedSection
+from .signing import SigningKey
 
 MB = 1_000_000
 
@@ -77,19 +79,21 @@ def write_package(
     sections: Sequence[PlannedSection],
     layout: Layout,
     progress: Callable[[str, int, int], None],
+    key: SigningKey | None = None,
 ) -> tuple[Path, ...]:
     """Write all files under temporary names; they appear when all are complete, the first last.
 
     Args:
         out: the file, or what it would be called if there were one.
         progress: told what was written, how many sections are done, and of how many.
+        key: signs the package; None = it stays unsigned.
     Returns:
-        the files.
+        the files, the signature last.
     Raises:
         ExportError: a file exists or cannot be written; nothing is left behind.
         CheckpointError: a tensor cannot be read any more; nothing is left behind.
     """
-    paths = shard_paths(out, len(layout.file_bytes))
+    paths = shard_paths(out, len(layout.file_bytes), is_signed=key is not None)
     with contextlib.ExitStack() as stack:
         files: list[AtomicFile] = []
         rows: list[Section] = []
@@ -107,17 +111,23 @@ def write_package(
             own = index if shard == 0 else b""
             header = Header(shard, len(files), size, len(own), digest)
             file.write_at(0, header.to_bytes() + own)
+        if key is not None:
+            files.append(_begin_file(stack, paths[-1]))
+            files[-1].write(key.sign(digest).to_bytes())
+            files[-1].seal()
         _publish(files)
     return paths
 
 
-def shard_paths(out: Path, num_shards: int) -> tuple[Path, ...]:
-    """The files of an export to `out`.
+def shard_paths(out: Path, num_shards: int, is_signed: bool = False) -> tuple[Path, ...]:
+    """The files of an export to `out`, the signature last.
 
     Raises:
         ExportError: one of them exists.
     """
     paths = tuple(out.with_name(name) for name in shard_names(out.name, num_shards))
+    if is_signed:
+        paths += (signature_path(paths[0]),)
     for path in paths:
         if path.exists() or path.is_symlink():
             raise ExportError(f"{path}: exists already; remove it or choose another -o")
@@ -130,12 +140,18 @@ def _begin_next(
     """Seal the current file and begin another with room for its header; where that ends."""
     if files:
         files[-1].seal()
-    file = AtomicFile(paths[len(files)])
-    stack.callback(file.discard)
+    file = _begin_file(stack, paths[len(files)])
     end = HEADER_BYTES + (0 if files else index_bytes(num_sections))
     file.write(bytes(end))
     files.append(file)
     return end
+
+
+def _begin_file(stack: contextlib.ExitStack, path: Path) -> AtomicFile:
+    """A file that is gone with the stack unless it was published."""
+    file = AtomicFile(path)
+    stack.callback(file.discard)
+    return file
 
 
 def _write_section(

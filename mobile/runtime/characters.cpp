@@ -25,6 +25,31 @@ bool push_unknown(const bcq_tokenizer& tokenizer, const uint8_t* text, uint32_t 
   return merging->push(begin, bytes, unknown, false);
 }
 
+/// Where the word ends that begins at `begin`: before the next mark, or nowhere but at the end.
+size_t end_of_word(const TokenSection& section, Text text, size_t begin) {
+  if (!section.cuts_at_marks) return text.bytes;
+  size_t end = begin + 1;
+  while (end < text.bytes && !begins_with_mark({text.data + end, text.bytes - end})) ++end;
+  return end;
+}
+
+bool encode_word(const bcq_tokenizer& tokenizer, Text word, MergeSpace* merging, IdSink* ids) {
+  merging->symbols.clear();
+  for (uint32_t at = 0; at < word.bytes;) {
+    const uint32_t bytes = read_utf8(word.data + at, word.bytes - at).bytes;
+    const int32_t id = tokenizer.words.find({word.data + at, bytes});
+    const bool is_done = id >= 0 ? merging->push(at, bytes, id, false)
+                                 : push_unknown(tokenizer, word.data, at, bytes, merging);
+    if (!is_done) return false;
+    at += bytes;
+  }
+  if (!merge_all(MergeByRank{&tokenizer}, merging)) return false;
+  for (const Symbol& symbol : merging->symbols) {
+    if (symbol.bytes > 0) ids->push(symbol.id);
+  }
+  return true;
+}
+
 }  // namespace
 
 bcq_status prepare_characters(bcq_tokenizer* tokenizer) {
@@ -45,22 +70,15 @@ bcq_status prepare_characters(bcq_tokenizer* tokenizer) {
   return prepare_rank_merges(tokenizer);
 }
 
-bool encode_characters(const bcq_tokenizer& tokenizer, Text text, EncodeSpace* space, IdSink* ids) {
-  if (!prepare_text(tokenizer.section, text, &space->text)) return false;
-  const uint8_t* const data = space->text.data();
-  MergeSpace* const merging = &space->merging;
-  merging->symbols.clear();
-  for (uint32_t at = 0; at < space->text.size();) {
-    const uint32_t bytes = read_utf8(data + at, space->text.size() - at).bytes;
-    const int32_t id = tokenizer.words.find({data + at, bytes});
-    const bool is_done = id >= 0 ? merging->push(at, bytes, id, false)
-                                 : push_unknown(tokenizer, data, at, bytes, merging);
-    if (!is_done) return false;
-    at += bytes;
-  }
-  if (!merge_all(MergeByRank{&tokenizer}, merging)) return false;
-  for (const Symbol& symbol : merging->symbols) {
-    if (symbol.bytes > 0) ids->push(symbol.id);
+bool encode_characters(const bcq_tokenizer& tokenizer, Text text, bool is_start, EncodeSpace* space,
+                       IdSink* ids) {
+  if (!prepare_text(tokenizer.section, text, is_start, &space->text)) return false;
+  const Text prepared = {space->text.data(), space->text.size()};
+  for (size_t begin = 0; begin < prepared.bytes;) {
+    const size_t end = end_of_word(tokenizer.section, prepared, begin);
+    const Text word = {prepared.data + begin, end - begin};
+    if (!encode_word(tokenizer, word, &space->merging, ids)) return false;
+    begin = end;
   }
   return true;
 }

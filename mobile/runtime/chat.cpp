@@ -6,6 +6,7 @@
 
 #include "runtime/error.h"
 #include "runtime/memory.h"
+#include "runtime/unicode.h"
 
 namespace bcq {
 namespace {
@@ -173,6 +174,21 @@ bcq_status read_pair(Reader* reader, JsonText* first, JsonText* second) {
   return take(reader, ']') ? BCQ_OK : damaged(*reader, "the end of a list of two");
 }
 
+/// Steps over `word`, if it is there.
+bool take_word(Reader* reader, const char* word) {
+  const size_t bytes = strlen(word);
+  const bool is_there = static_cast<size_t>(reader->end - reader->at) >= bytes &&
+                        memcmp(reader->at, word, bytes) == 0;
+  if (is_there) reader->at += bytes;
+  return is_there;
+}
+
+bcq_status read_bool(Reader* reader, bool* value) {
+  skip_space(reader);
+  *value = take_word(reader, "true");
+  return *value || take_word(reader, "false") ? BCQ_OK : damaged(*reader, "true or false");
+}
+
 bcq_status read_roles(Reader* reader, ChatFrames* frames) {
   static const char* const kNames[] = {"system", "user", "assistant"};
   uint32_t found;
@@ -194,6 +210,28 @@ const char* misplaced(const ChatFrames& frames, int32_t role, int32_t index) {
                                          : nullptr;
 }
 
+/// White space as Python's str.strip, and so a template's `trim`, has it.
+bool is_white(uint32_t code) {
+  return char_class(code) == CharClass::kSpace || (code >= 0x1C && code <= 0x1F);
+}
+
+/// Takes white space off both ends of *text; what is no UTF-8 is none.
+void trim(const uint8_t** text, size_t* bytes) {
+  while (*bytes > 0) {
+    const Utf8Char first = read_utf8(*text, *bytes);
+    if (!is_white(first.code)) break;
+    *text += first.bytes;
+    *bytes -= first.bytes;
+  }
+  while (*bytes > 0) {
+    size_t begin = *bytes - 1;
+    while (begin > 0 && *bytes - begin < 4 && ((*text)[begin] & 0xC0) == 0x80) --begin;
+    const Utf8Char last = read_utf8(*text + begin, *bytes - begin);
+    if (last.bytes != *bytes - begin || !is_white(last.code)) break;
+    *bytes = begin;
+  }
+}
+
 /// A place to write to that counts beyond its end.
 struct Output {
   char* out;  // null: only count
@@ -206,11 +244,12 @@ void put(Output* output, JsonText text) {
   output->has_overflow |= !add(output->bytes, decode(text, out), &output->bytes);
 }
 
-void put_content(Output* output, const bcq_message& message) {
-  if (output->out != nullptr && message.content_bytes != 0) {
-    memcpy(output->out + output->bytes, message.content, message.content_bytes);
-  }
-  output->has_overflow |= !add(output->bytes, message.content_bytes, &output->bytes);
+void put_content(Output* output, const bcq_message& message, bool trims) {
+  const uint8_t* content = reinterpret_cast<const uint8_t*>(message.content);
+  size_t bytes = message.content_bytes;
+  if (trims) trim(&content, &bytes);
+  if (output->out != nullptr && bytes != 0) memcpy(output->out + output->bytes, content, bytes);
+  output->has_overflow |= !add(output->bytes, bytes, &output->bytes);
 }
 
 /// The prompt's bytes; `out`, unless null, has room for them all.
@@ -220,7 +259,7 @@ Output render(const ChatFrames& frames, const bcq_message* messages, int32_t num
   if (messages[0].role != BCQ_SYSTEM) put(&output, frames.no_system);
   for (int32_t i = 0; i < num; ++i) {
     put(&output, frames.before[messages[i].role]);
-    put_content(&output, messages[i]);
+    put_content(&output, messages[i], frames.trims);
     put(&output, frames.after[messages[i].role]);
   }
   put(&output, frames.generate);
@@ -252,17 +291,18 @@ size_t decode(JsonText text, char* out) {
 }
 
 bcq_status parse_chat_frames(const char* json, size_t bytes, ChatFrames* frames) {
-  static const char* const kNames[] = {"bos", "no_system", "generate", "roles"};
+  static const char* const kNames[] = {"bos", "no_system", "generate", "roles", "trim"};
   *frames = {};
   JsonText* const texts[] = {&frames->bos, &frames->no_system, &frames->generate};
   Reader reader = {json, json, json + bytes};
   uint32_t found;
   const auto read_value = [&](int32_t index) {
-    return index < 3 ? read_string(&reader, texts[index]) : read_roles(&reader, frames);
+    if (index < 3) return read_string(&reader, texts[index]);
+    return index == 3 ? read_roles(&reader, frames) : read_bool(&reader, &frames->trims);
   };
-  const bcq_status status = read_object(&reader, kNames, 4, read_value, &found);
+  const bcq_status status = read_object(&reader, kNames, 5, read_value, &found);
   if (status != BCQ_OK) return status;
-  if (found != 15) return damaged(reader, "each of bos, no_system, generate and roles");
+  if ((found & 15) != 15) return damaged(reader, "each of bos, no_system, generate and roles");
   skip_space(&reader);
   return reader.at == reader.end ? BCQ_OK : damaged(reader, "the end");
 }

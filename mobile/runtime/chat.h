@@ -21,6 +21,7 @@ struct ChatFrames {
   JsonText bos, no_system, generate;
   JsonText before[3], after[3];
   bool has_role[3];
+  bool trims;  ///< white space at both ends of every content goes
 };
 
 /// Reads the JSON of docs/formats/bcq_package_v1.md and nothing else; allocates nothing.

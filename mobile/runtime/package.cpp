@@ -3,7 +3,10 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "bcq/threads.h"
+#include "runtime/cores.h"
 #include "runtime/error.h"
+#include "runtime/signature.h"
 
 namespace {
 
@@ -11,7 +14,8 @@ using bcq::Buffer;
 using bcq::fail;
 using bcq::Section;
 
-constexpr uintptr_t kBaseAlign = 4;  // of a caller's memory: sections hold floats
+constexpr uintptr_t kBaseAlign = 4;   // of a caller's memory: sections hold floats
+constexpr int32_t kMaxThreads = 256;  // of a bcq_pool
 
 /// Refuses bytes outside header, index and sections that are not 0: nothing may hide there.
 bcq_status check_gaps(const bcq_package& package, uint64_t index_end) {
@@ -35,21 +39,32 @@ bcq_status check_gaps(const bcq_package& package, uint64_t index_end) {
   return BCQ_OK;
 }
 
-bcq_status verify_section(const bcq_package& package, const Section& section) {
-  uint8_t digest[bcq::kDigestBytes];
-  bcq::sha256(bcq::section_data(package, section), (size_t)section.bytes, digest);
+/// Whether a section's digest is that of its row.
+bcq_status compare(const Section& section, const uint8_t* digest) {
   if (memcmp(digest, section.digest, bcq::kDigestBytes) == 0) return BCQ_OK;
   return fail(BCQ_BAD_BLOB, "%s is damaged (its SHA-256 differs); copy the package again.",
               bcq::name_of(section).text);
 }
 
-/// Everything that a check of the whole package reads beyond its structure.
-bcq_status check_contents(const bcq_package& package, uint64_t index_end) {
-  for (const Section& section : package.sections) {
-    const bcq_status status = verify_section(package, section);
+/// Everything that a check of the whole package reads beyond its structure. The first damaged
+/// section is named, however many threads of `pool` (null: this one alone) found it.
+bcq_status check_contents(bcq_package* package, bcq_pool* pool) {
+  Buffer<bcq::Digest> digests;
+  for (const Section& section : package->sections)
+    if (!digests.push({bcq::section_data(*package, section), (size_t)section.bytes, {}}))
+      return fail(BCQ_OUT_OF_MEMORY, "No memory to check %zu sections.", package->sections.size());
+  bcq::DigestQueue queue = {digests.data(), digests.size(), 0};
+  const bcq_task_fn drain = [](void* context, int64_t, int32_t) {
+    bcq::sha256_drain((bcq::DigestQueue*)context);
+  };
+  bcq_pool_run(pool, bcq_pool_num_threads(pool), drain, &queue);
+  for (size_t i = 0; i < digests.size(); i++) {
+    const bcq_status status = compare(package->sections[i], digests[i].value);
     if (status != BCQ_OK) return status;
   }
-  return check_gaps(package, index_end);
+  const bcq_status status = check_gaps(*package, package->index_end);
+  package->is_checked = status == BCQ_OK;
+  return status;
 }
 
 /// Whether shard `number` is one of the package whose first header is `first`.
@@ -74,10 +89,11 @@ bcq_status read_package(bcq_package* package, const bcq::ShardHeader& first, con
   Buffer<uint64_t> sizes;
   for (const bcq::MappedFile& shard : package->shards)
     if (!sizes.push(shard.bytes)) return fail(BCQ_OUT_OF_MEMORY, "No memory for a package.");
-  const uint64_t index_end = first.index_at + first.index_bytes;
-  status = bcq::check_sections(package->info, package->sections, index_end, sizes);
+  package->index_end = first.index_at + first.index_bytes;
+  memcpy(package->digest, first.digest, sizeof(package->digest));
+  status = bcq::check_sections(package->info, package->sections, package->index_end, sizes);
   if (status != BCQ_OK || check == BCQ_CHECK_STRUCTURE) return status;
-  return check_contents(*package, index_end);
+  return check_contents(package, nullptr);
 }
 
 /// Maps shard `number` at `path` into package->shards.
@@ -221,7 +237,34 @@ bcq_status bcq_package_verify(const bcq_package* package, int32_t index, int32_t
   *num = (int32_t)package->sections.size();
   if (index < 0 || index >= *num)
     return fail(BCQ_BAD_ARGUMENT, "Section %d is not one of 0 .. %d.", (int)index, (int)*num - 1);
-  return verify_section(*package, package->sections[(size_t)index]);
+  const Section& section = package->sections[(size_t)index];
+  uint8_t digest[bcq::kDigestBytes];
+  bcq::sha256(bcq::section_data(*package, section), (size_t)section.bytes, digest);
+  return compare(section, digest);
+}
+
+bcq_status bcq_package_check(bcq_package* package, int32_t num_threads) {
+  if (package == nullptr || num_threads < 0 || num_threads > kMaxThreads)
+    return fail(BCQ_BAD_ARGUMENT, "package is null, or there are not 0 to 256 threads.");
+  bcq_pool* pool = nullptr;
+  const int32_t threads = num_threads > 0 ? num_threads : bcq::num_big_cores();
+  bcq_status status = bcq_pool_create(threads, &pool);
+  if (status != BCQ_OK)
+    return fail(status, "A pool of %d threads: %s", (int)threads, bcq_status_text(status));
+  status = check_contents(package, pool);
+  bcq_pool_destroy(pool);
+  return status;
+}
+
+bcq_status bcq_package_check_signature(const bcq_package* package, const void* signature,
+                                       size_t bytes, const uint8_t* public_key) {
+  if (package == nullptr || public_key == nullptr)
+    return fail(BCQ_BAD_ARGUMENT, "package or public_key is null.");
+  if (!package->is_checked)
+    return fail(BCQ_BAD_ARGUMENT,
+                "A signature is of the sections' digests, which were not compared yet; open the "
+                "package with BCQ_CHECK_ALL, or call bcq_package_check first.");
+  return bcq::check_signature(package->digest, (const uint8_t*)signature, bytes, public_key);
 }
 
 }  // extern "C"

@@ -9,7 +9,10 @@
 
 struct bcq_package {
   bcq_model_info info;
-  bool owns_shards;  ///< mapped here; else the caller's memory
+  bool owns_shards;    ///< mapped here; else the caller's memory
+  bool is_checked;     ///< every section was found to have its digest, and the gaps to be clear
+  uint64_t index_end;  ///< in shard 0: where sections may begin
+  uint8_t digest[bcq::kDigestBytes];  ///< of the index: the package's name for itself
   bcq::Buffer<bcq::MappedFile> shards;
   bcq::Buffer<bcq::Section> sections;  ///< sorted by (kind, layer), each in its shard
 

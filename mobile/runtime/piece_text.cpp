@@ -11,12 +11,17 @@ constexpr size_t kMarkBytes = sizeof(kSpaceMark);
 /// Appends one token's text with real spaces. False: no memory.
 bool append_shown(Text text, Buffer<uint8_t>* out) {
   for (size_t at = 0; at < text.bytes;) {
-    const bool is_mark =
-        text.bytes - at >= kMarkBytes && memcmp(text.data + at, kSpaceMark, kMarkBytes) == 0;
+    const bool is_mark = begins_with_mark({text.data + at, text.bytes - at});
     if (!out->push(is_mark ? ' ' : text.data[at])) return false;
     at += is_mark ? kMarkBytes : 1;
   }
   return true;
+}
+
+bool takes_prefix(const TokenSection& section, Text text, bool is_start) {
+  if (!section.adds_prefix || (section.prefixes_start_only && !is_start)) return false;
+  const bool is_marked = text.data[0] == ' ' || begins_with_mark(text);
+  return !(section.spares_marked && is_marked);
 }
 
 }  // namespace
@@ -37,14 +42,14 @@ int byte_of_piece(Text piece) {
   return value;
 }
 
-bool prepare_text(const TokenSection& section, Text text, Buffer<uint8_t>* out) {
+bool prepare_text(const TokenSection& section, Text text, bool is_start, Buffer<uint8_t>* out) {
   out->clear();
   size_t at = 0;
   if (section.squeezes_spaces) {
     while (at < text.bytes && text.data[at] == ' ') ++at;
   }
   if (at == text.bytes) return true;
-  if (section.adds_prefix && !out->append(kSpaceMark, kMarkBytes)) return false;
+  if (takes_prefix(section, text, is_start) && !out->append(kSpaceMark, kMarkBytes)) return false;
   for (bool is_after_space = false; at < text.bytes; ++at) {
     const bool is_space = text.data[at] == ' ';
     if (is_space && !(section.squeezes_spaces && is_after_space)) {
@@ -59,6 +64,10 @@ bool prepare_text(const TokenSection& section, Text text, Buffer<uint8_t>* out) 
     for (size_t i = 0; i < kMarkBytes; ++i) out->pop();
   }
   return true;
+}
+
+bool begins_with_mark(Text text) {
+  return text.bytes >= kMarkBytes && memcmp(text.data, kSpaceMark, kMarkBytes) == 0;
 }
 
 bool prepare_shown(bcq_tokenizer* tokenizer) {

@@ -81,7 +81,7 @@ bcq_status prepare_sentencepiece(bcq_tokenizer* tokenizer) {
 
 bool encode_sentencepiece(const bcq_tokenizer& tokenizer, Text text, EncodeSpace* space,
                           IdSink* ids) {
-  if (!prepare_text(tokenizer.section, text, &space->text)) return false;
+  if (!prepare_text(tokenizer.section, text, false, &space->text)) return false;
   const Text prepared = {space->text.data(), space->text.size()};
   MergeSpace* const merging = &space->merging;
   if (!cut_symbols(tokenizer, prepared, merging)) return false;

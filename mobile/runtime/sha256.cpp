@@ -29,8 +29,20 @@ alignas(64) constexpr uint32_t kRound[64] = {
 constexpr uint32_t kStart[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
                                 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
 
-/// Takes `num` blocks of 64 bytes into `state`.
-using BlocksFn = void (*)(uint32_t state[8], const uint8_t* data, size_t num);
+/// A message on its way: what was taken of it, and what is left.
+struct Lane {
+  uint32_t state[8];
+  const uint8_t* at;
+  size_t blocks;        ///< whole ones that are left
+  bcq::Digest* digest;  ///< null: the lane is free
+};
+
+/// Takes `num` blocks of each of the lanes, which have that many. The instructions' latency is
+/// twice what they need of the core, so two messages take hardly longer than one.
+using BlocksFn = void (*)(Lane* const* lanes, size_t num);
+struct Blocks {
+  BlocksFn one, two;
+};
 
 uint32_t rotate(uint32_t x, int by) { return x >> by | x << (32 - by); }
 
@@ -42,7 +54,9 @@ void store_big_endian(uint32_t value, uint8_t* at) {
   for (int i = 0; i < 4; i++) at[i] = (uint8_t)(value >> (24 - 8 * i));
 }
 
-void blocks_plain(uint32_t state[8], const uint8_t* data, size_t num) {
+void lane_plain(Lane* lane, size_t num) {
+  uint32_t* const state = lane->state;
+  const uint8_t* data = lane->at;
   for (; num > 0; num--, data += kBlock) {
     uint32_t w[64];
     for (int i = 0; i < 16; i++) w[i] = load_big_endian(data + 4 * i);
@@ -64,7 +78,14 @@ void blocks_plain(uint32_t state[8], const uint8_t* data, size_t num) {
     state[0] += a, state[1] += b, state[2] += c, state[3] += d;
     state[4] += e, state[5] += f, state[6] += g, state[7] += h;
   }
+  lane->at = data;
 }
+
+template <int kLanes>
+void blocks_plain(Lane* const* lanes, size_t num) {
+  for (int i = 0; i < kLanes; i++) lane_plain(lanes[i], num);
+}
+constexpr Blocks kPlain = {blocks_plain<1>, blocks_plain<2>};
 
 #if defined(__x86_64__)
 
@@ -74,38 +95,68 @@ bool has_instructions() {
   return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & 1u << 29);  // SHA; above: SSE4.1, SSSE3
 }
 
-__attribute__((target("sha,sse4.1,ssse3"))) void blocks_fast(uint32_t state[8], const uint8_t* data,
-                                                             size_t num) {
-  const __m128i swap = _mm_set_epi64x(0x0c0d0e0f08090a0b, 0x0405060700010203);
-  // The instructions want the state as (f, e, b, a) and (h, g, d, c), lowest first.
+#define BCQ_SHA __attribute__((target("sha,sse4.1,ssse3")))
+
+/// A lane's state as the instructions want it: (f, e, b, a) and (h, g, d, c), lowest first.
+struct Packed {
+  __m128i abef, cdgh;
+};
+
+BCQ_SHA inline Packed pack(const uint32_t* state) {
   const __m128i abcd = _mm_loadu_si128((const __m128i*)state);
   const __m128i efgh = _mm_loadu_si128((const __m128i*)(state + 4));
   const __m128i ba = _mm_shuffle_epi32(abcd, 0xb1), fe = _mm_shuffle_epi32(efgh, 0x1b);
-  __m128i abef = _mm_alignr_epi8(ba, fe, 8), cdgh = _mm_blend_epi16(fe, ba, 0xf0);
-  for (; num > 0; num--, data += kBlock) {
-    const __m128i abef_before = abef, cdgh_before = cdgh;
-    __m128i w[4];
-    for (int i = 0; i < 4; i++)
-      w[i] = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i*)(data + 16 * i)), swap);
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; i++) {
-      const __m128i now = w[i % 4];
-      const __m128i sum = _mm_add_epi32(now, _mm_load_si128((const __m128i*)(kRound + 4 * i)));
-      cdgh = _mm_sha256rnds2_epu32(cdgh, abef, sum);
-      abef = _mm_sha256rnds2_epu32(abef, cdgh, _mm_shuffle_epi32(sum, 0x0e));
-      if (i >= 12) continue;
-      // Words 4 i + 16 .. 4 i + 19, from those of i .. i + 3.
-      const __m128i next = w[(i + 1) % 4], last = w[(i + 3) % 4];
-      const __m128i middle = _mm_alignr_epi8(last, w[(i + 2) % 4], 4);
-      w[i % 4] = _mm_sha256msg2_epu32(_mm_add_epi32(_mm_sha256msg1_epu32(now, next), middle), last);
-    }
-    abef = _mm_add_epi32(abef, abef_before);
-    cdgh = _mm_add_epi32(cdgh, cdgh_before);
-  }
-  const __m128i feba = _mm_shuffle_epi32(abef, 0x1b), dchg = _mm_shuffle_epi32(cdgh, 0xb1);
+  return {_mm_alignr_epi8(ba, fe, 8), _mm_blend_epi16(fe, ba, 0xf0)};
+}
+
+BCQ_SHA inline void unpack(const Packed& packed, uint32_t* state) {
+  const __m128i feba = _mm_shuffle_epi32(packed.abef, 0x1b);
+  const __m128i dchg = _mm_shuffle_epi32(packed.cdgh, 0xb1);
   _mm_storeu_si128((__m128i*)state, _mm_blend_epi16(feba, dchg, 0xf0));
   _mm_storeu_si128((__m128i*)(state + 4), _mm_alignr_epi8(dchg, feba, 8));
 }
+
+template <int kLanes>
+BCQ_SHA void blocks_fast(Lane* const* lanes, size_t num) {
+  const __m128i swap = _mm_set_epi64x(0x0c0d0e0f08090a0b, 0x0405060700010203);
+  Packed now[kLanes], before[kLanes];
+  __m128i w[kLanes][4];
+  const uint8_t* at[kLanes];
+  for (int n = 0; n < kLanes; n++) now[n] = pack(lanes[n]->state), at[n] = lanes[n]->at;
+  for (; num > 0; num--) {
+#pragma GCC unroll 2
+    for (int n = 0; n < kLanes; n++) {
+      before[n] = now[n];
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; i++)
+        w[n][i] = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i*)(at[n] + 16 * i)), swap);
+      at[n] += kBlock;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) {
+#pragma GCC unroll 2
+      for (int n = 0; n < kLanes; n++) {
+        const __m128i words = w[n][i % 4];
+        const __m128i sum = _mm_add_epi32(words, _mm_load_si128((const __m128i*)(kRound + 4 * i)));
+        now[n].cdgh = _mm_sha256rnds2_epu32(now[n].cdgh, now[n].abef, sum);
+        now[n].abef = _mm_sha256rnds2_epu32(now[n].abef, now[n].cdgh, _mm_shuffle_epi32(sum, 0x0e));
+        if (i >= 12) continue;
+        // Words 4 i + 16 .. 4 i + 19, from those of i .. i + 3.
+        const __m128i next = w[n][(i + 1) % 4], last = w[n][(i + 3) % 4];
+        const __m128i middle = _mm_alignr_epi8(last, w[n][(i + 2) % 4], 4);
+        w[n][i % 4] =
+            _mm_sha256msg2_epu32(_mm_add_epi32(_mm_sha256msg1_epu32(words, next), middle), last);
+      }
+    }
+#pragma GCC unroll 2
+    for (int n = 0; n < kLanes; n++) {
+      now[n].abef = _mm_add_epi32(now[n].abef, before[n].abef);
+      now[n].cdgh = _mm_add_epi32(now[n].cdgh, before[n].cdgh);
+    }
+  }
+  for (int n = 0; n < kLanes; n++) unpack(now[n], lanes[n]->state), lanes[n]->at = at[n];
+}
+constexpr Blocks kFast = {blocks_fast<1>, blocks_fast<2>};
 
 #elif defined(__aarch64__) && (defined(__linux__) || defined(__APPLE__))
 
@@ -119,56 +170,130 @@ bool has_instructions() {
 }
 
 #if defined(__clang__)
-__attribute__((target("sha2")))
+#define BCQ_SHA __attribute__((target("sha2")))
 #else
-__attribute__((target("+crypto")))  // GCC 12 has SHA-2 only together with AES
+#define BCQ_SHA __attribute__((target("+crypto")))  // GCC 12 has SHA-2 only together with AES
 #endif
-void blocks_fast(uint32_t state[8], const uint8_t* data, size_t num) {
-  uint32x4_t abcd = vld1q_u32(state), efgh = vld1q_u32(state + 4);
-  for (; num > 0; num--, data += kBlock) {
-    const uint32x4_t abcd_before = abcd, efgh_before = efgh;
-    uint32x4_t w[4];
-    for (int i = 0; i < 4; i++) w[i] = vreinterpretq_u32_u8(vrev32q_u8(vld1q_u8(data + 16 * i)));
+
+template <int kLanes>
+BCQ_SHA void blocks_fast(Lane* const* lanes, size_t num) {
+  uint32x4_t abcd[kLanes], efgh[kLanes], abcd_before[kLanes], efgh_before[kLanes], w[kLanes][4];
+  const uint8_t* at[kLanes];
+  for (int n = 0; n < kLanes; n++) {
+    at[n] = lanes[n]->at;
+    abcd[n] = vld1q_u32(lanes[n]->state);
+    efgh[n] = vld1q_u32(lanes[n]->state + 4);
+  }
+  for (; num > 0; num--) {
+#pragma GCC unroll 2
+    for (int n = 0; n < kLanes; n++) {
+      abcd_before[n] = abcd[n], efgh_before[n] = efgh[n];
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; i++)
+        w[n][i] = vreinterpretq_u32_u8(vrev32q_u8(vld1q_u8(at[n] + 16 * i)));
+      at[n] += kBlock;
+    }
 #pragma GCC unroll 16
     for (int i = 0; i < 16; i++) {
-      const uint32x4_t sum = vaddq_u32(w[i % 4], vld1q_u32(kRound + 4 * i));
-      const uint32x4_t abcd_old = abcd;
-      abcd = vsha256hq_u32(abcd, efgh, sum);
-      efgh = vsha256h2q_u32(efgh, abcd_old, sum);
-      if (i < 12)
-        w[i % 4] = vsha256su1q_u32(vsha256su0q_u32(w[i % 4], w[(i + 1) % 4]), w[(i + 2) % 4],
-                                   w[(i + 3) % 4]);
+#pragma GCC unroll 2
+      for (int n = 0; n < kLanes; n++) {
+        const uint32x4_t sum = vaddq_u32(w[n][i % 4], vld1q_u32(kRound + 4 * i));
+        const uint32x4_t abcd_old = abcd[n];
+        abcd[n] = vsha256hq_u32(abcd[n], efgh[n], sum);
+        efgh[n] = vsha256h2q_u32(efgh[n], abcd_old, sum);
+        if (i < 12)
+          w[n][i % 4] = vsha256su1q_u32(vsha256su0q_u32(w[n][i % 4], w[n][(i + 1) % 4]),
+                                        w[n][(i + 2) % 4], w[n][(i + 3) % 4]);
+      }
     }
-    abcd = vaddq_u32(abcd, abcd_before);
-    efgh = vaddq_u32(efgh, efgh_before);
+#pragma GCC unroll 2
+    for (int n = 0; n < kLanes; n++) {
+      abcd[n] = vaddq_u32(abcd[n], abcd_before[n]);
+      efgh[n] = vaddq_u32(efgh[n], efgh_before[n]);
+    }
   }
-  vst1q_u32(state, abcd);
-  vst1q_u32(state + 4, efgh);
+  for (int n = 0; n < kLanes; n++) {
+    lanes[n]->at = at[n];
+    vst1q_u32(lanes[n]->state, abcd[n]);
+    vst1q_u32(lanes[n]->state + 4, efgh[n]);
+  }
 }
+constexpr Blocks kFast = {blocks_fast<1>, blocks_fast<2>};
 
 #else
 
 bool has_instructions() { return false; }
-constexpr BlocksFn blocks_fast = blocks_plain;
+constexpr Blocks kFast = kPlain;
 
 #endif
 
-void digest_of(BlocksFn blocks, const void* data, size_t bytes, uint8_t* digest) {
-  uint32_t state[8];
-  memcpy(state, kStart, sizeof(state));
-  const uint8_t* at = (const uint8_t*)data;
-  const size_t whole = bytes / kBlock, left = bytes % kBlock;
-  if (whole > 0) blocks(state, at, whole);
-  // What is left, a set bit, zeros, and the length in bits, big endian.
+void begin(bcq::Digest* digest, Lane* lane) {
+  memcpy(lane->state, kStart, sizeof(lane->state));
+  lane->at = (const uint8_t*)digest->data;
+  lane->blocks = digest->bytes / kBlock;
+  lane->digest = digest;
+}
+
+/// What is left of a message without whole blocks: its last bytes, a set bit, zeros, and the length
+/// in bits, big endian.
+void finish(const Blocks& blocks, Lane* lane) {
+  bcq::Digest* const digest = lane->digest;
+  const size_t left = digest->bytes % kBlock;
   uint8_t end[2 * kBlock] = {};
-  if (left > 0) memcpy(end, at + whole * kBlock, left);
+  if (left > 0) memcpy(end, lane->at, left);
   end[left] = 0x80;
   const size_t end_blocks = left < kBlock - 8 ? 1 : 2;
-  const uint64_t bits = uint64_t{bytes} * 8;
+  const uint64_t bits = uint64_t{digest->bytes} * 8;
   store_big_endian((uint32_t)(bits >> 32), end + end_blocks * kBlock - 8);
   store_big_endian((uint32_t)bits, end + end_blocks * kBlock - 4);
-  blocks(state, end, end_blocks);
-  for (int i = 0; i < 8; i++) store_big_endian(state[i], digest + 4 * i);
+  lane->at = end;
+  blocks.one(&lane, end_blocks);
+  for (int i = 0; i < 8; i++) store_big_endian(lane->state[i], digest->value + 4 * i);
+  lane->digest = nullptr;
+}
+
+/// The next message of the queue, null after the last.
+bcq::Digest* take(bcq::DigestQueue* queue) {
+  // Digests are handed to other threads by whoever started this one: no order is needed here.
+  const size_t next = __atomic_fetch_add(&queue->next, 1, __ATOMIC_RELAXED);
+  return next < queue->num ? queue->digests + next : nullptr;
+}
+
+/// Ends what can be ended and begins what there is, until the lane has a whole block or is free.
+void refill(const Blocks& blocks, bcq::DigestQueue* queue, Lane* lane) {
+  while (lane->blocks == 0) {
+    if (lane->digest != nullptr) finish(blocks, lane);
+    bcq::Digest* const next = take(queue);
+    if (next == nullptr) return;
+    begin(next, lane);
+  }
+}
+
+void drain(const Blocks& blocks, bcq::DigestQueue* queue) {
+  Lane lanes[2] = {};
+  for (;;) {
+    Lane* busy[2];
+    int num_busy = 0;
+    for (Lane& lane : lanes) {
+      refill(blocks, queue, &lane);
+      if (lane.blocks > 0) busy[num_busy++] = &lane;
+    }
+    if (num_busy == 0) return;
+    const size_t last = busy[num_busy - 1]->blocks;
+    const size_t num = last < busy[0]->blocks ? last : busy[0]->blocks;
+    (num_busy == 2 ? blocks.two : blocks.one)(busy, num);
+    for (int i = 0; i < num_busy; i++) busy[i]->blocks -= num;
+  }
+}
+
+void digest_of(const Blocks& blocks, const void* data, size_t bytes, uint8_t* value) {
+  bcq::Digest digest = {data, bytes, {}};
+  Lane lane;
+  Lane* const lanes[1] = {&lane};
+  begin(&digest, &lane);
+  blocks.one(lanes, lane.blocks);
+  finish(blocks, &lane);
+  memcpy(value, digest.value, sizeof(digest.value));
 }
 
 }  // namespace
@@ -176,11 +301,15 @@ void digest_of(BlocksFn blocks, const void* data, size_t bytes, uint8_t* digest)
 namespace bcq {
 
 void sha256(const void* data, size_t bytes, uint8_t digest[kDigestBytes]) {
-  digest_of(has_instructions() ? blocks_fast : blocks_plain, data, bytes, digest);
+  digest_of(has_instructions() ? kFast : kPlain, data, bytes, digest);
 }
 
 void sha256_plain(const void* data, size_t bytes, uint8_t digest[kDigestBytes]) {
-  digest_of(blocks_plain, data, bytes, digest);
+  digest_of(kPlain, data, bytes, digest);
 }
+
+void sha256_drain(DigestQueue* queue) { drain(has_instructions() ? kFast : kPlain, queue); }
+
+void sha256_drain_plain(DigestQueue* queue) { drain(kPlain, queue); }
 
 }  // namespace bcq

@@ -10,7 +10,7 @@ namespace bcq {
 namespace {
 
 constexpr size_t kHeaderBytes = 40;
-constexpr uint32_t kKnownBits = 0x3F;
+constexpr uint32_t kKnownBits = 0x3FF;
 
 /// What differs between kinds; index 0 is none.
 struct KindRules {
@@ -22,8 +22,8 @@ struct KindRules {
 constexpr KindRules kRules[] = {
     {0, 0, 0, false, 0},
     {0x37, 0, 0, true, kAdded},
-    {0x38, 1, 5, false, kUnused},
-    {0x35, 0, 0, false, kByte},
+    {0x78, 1, 5, false, kUnused},
+    {0x3F5, 0, 0, false, kByte},
 };
 
 const KindRules& rules_of(TokenizerKind kind) { return kRules[static_cast<uint32_t>(kind)]; }
@@ -53,6 +53,10 @@ bcq_status read_header(const uint8_t* data, TokenSection* section, uint32_t* tex
   section->squeezes_spaces = (bits & 2) != 0;
   section->falls_back_to_bytes = (bits & 4) != 0;
   section->takes_whole_words = (bits & 8) != 0;
+  section->normalizes = (bits & 0x40) != 0;
+  section->spares_marked = (bits & 0x80) != 0;
+  section->prefixes_start_only = (bits & 0x100) != 0;
+  section->cuts_at_marks = (bits & 0x200) != 0;
   section->split_rule = static_cast<SplitRule>(rule);
   section->num_tokens = load_u32(data + 12);
   section->num_merges = load_u32(data + 16);
@@ -62,6 +66,7 @@ bcq_status read_header(const uint8_t* data, TokenSection* section, uint32_t* tex
   section->after = static_cast<int32_t>(load_u32(data + 32));
   if (load_u32(data + 36) != 0 || (bits & ~rules.bits) != 0 ||
       (rules.has_scores && section->num_merges != 0) || section->num_tokens > INT32_MAX ||
+      ((bits & 0x180) != 0 && !section->adds_prefix) ||
       ((bits & 0x10) != 0) != (section->before >= 0) ||
       ((bits & 0x20) != 0) != (section->after >= 0)) {
     return fail(BCQ_BAD_BLOB, "the tokenizer's header contradicts itself (kind %u, bits 0x%x)",

@@ -36,7 +36,11 @@ constexpr TypeMask mask_of(TokenType type) { return 1u << type; }
 struct TokenSection {
   TokenizerKind kind;
   bool adds_prefix, squeezes_spaces, falls_back_to_bytes, takes_whole_words;
-  SplitRule split_rule;  ///< kNone unless kByteLevel
+  bool normalizes;           ///< stretches to NFC first
+  bool spares_marked;        ///< no prefix before a stretch that begins with a space or its mark
+  bool prefixes_start_only;  ///< no prefix but at the start of the whole text
+  bool cuts_at_marks;        ///< every mark begins a word
+  SplitRule split_rule;      ///< kNone unless kByteLevel
   uint32_t num_tokens, num_merges;
   int32_t unknown, before, after;  ///< ids or -1
   const uint8_t *offsets, *scores, *merges, *types, *texts;

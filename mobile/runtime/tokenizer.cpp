@@ -12,8 +12,12 @@ constexpr int32_t kAddsFrame = 1, kParsesSpecial = 2;
 /// Tokens that only a caller may spell who asked for it.
 constexpr TypeMask kSpecial = mask_of(kUnknown) | mask_of(kControl);
 
-bool encode_stretch(const bcq_tokenizer& tokenizer, Text text, EncodeSpace* space, IdSink* ids) {
+bool encode_stretch(const bcq_tokenizer& tokenizer, Text text, bool is_start, EncodeSpace* space,
+                    IdSink* ids) {
   if (text.bytes == 0) return true;
+  if (tokenizer.section.normalizes && !normalize_nfc(&text.data, &text.bytes, &space->normal)) {
+    return false;
+  }
   switch (tokenizer.section.kind) {
     case TokenizerKind::kSentencePiece:
       return encode_sentencepiece(tokenizer, text, space, ids);
@@ -22,7 +26,7 @@ bool encode_stretch(const bcq_tokenizer& tokenizer, Text text, EncodeSpace* spac
     case TokenizerKind::kCharacters:
       break;
   }
-  return encode_characters(tokenizer, text, space, ids);
+  return encode_characters(tokenizer, text, is_start, space, ids);
 }
 
 /// Cuts special and, at byte level, user-defined tokens out; what is between is encoded.
@@ -30,7 +34,7 @@ bool encode_text(const bcq_tokenizer& tokenizer, Text text, bool parses_special,
   EncodeSpace space;
   const TokenSection& section = tokenizer.section;
   if (section.kind == TokenizerKind::kSentencePiece && !parses_special) {
-    return encode_stretch(tokenizer, text, &space, ids);
+    return encode_stretch(tokenizer, text, true, &space, ids);
   }
   size_t begin = 0;
   for (size_t at = 0; at < text.bytes;) {
@@ -43,13 +47,15 @@ bool encode_text(const bcq_tokenizer& tokenizer, Text text, bool parses_special,
     const size_t end = at + section.text(id).bytes;
     // A special token that is not parsed stays text, yet no other token begins within it.
     if (parses_special || !section.is_of(id, kSpecial)) {
-      if (!encode_stretch(tokenizer, {text.data + begin, at - begin}, &space, ids)) return false;
+      const Text stretch = {text.data + begin, at - begin};
+      if (!encode_stretch(tokenizer, stretch, begin == 0, &space, ids)) return false;
       ids->push(found);
       begin = end;
     }
     at = end;
   }
-  return encode_stretch(tokenizer, {text.data + begin, text.bytes - begin}, &space, ids);
+  const Text rest = {text.data + begin, text.bytes - begin};
+  return encode_stretch(tokenizer, rest, begin == 0, &space, ids);
 }
 
 bcq_status prepare(bcq_tokenizer* tokenizer, const void* section, size_t bytes) {

@@ -8,6 +8,7 @@
 #include "bcq/runtime.h"
 #include "runtime/memory.h"
 #include "runtime/merging.h"
+#include "runtime/nfc.h"
 #include "runtime/token_section.h"
 #include "runtime/token_tables.h"
 
@@ -41,6 +42,7 @@ struct IdSink {
 /// Scratch of one call.
 struct EncodeSpace {
   Buffer<uint8_t> text;  ///< with spaces prepared
+  NfcSpace normal;
   MergeSpace merging;
 };
 
@@ -54,9 +56,10 @@ bool encode_sentencepiece(const bcq_tokenizer& tokenizer, Text text, EncodeSpace
 bcq_status prepare_byte_level(bcq_tokenizer* tokenizer);
 bool encode_byte_level(const bcq_tokenizer& tokenizer, Text text, EncodeSpace* space, IdSink* ids);
 
-/// The same for BPE over characters.
+/// The same for BPE over characters; `is_start`: nothing of the whole text is before the stretch.
 bcq_status prepare_characters(bcq_tokenizer* tokenizer);
-bool encode_characters(const bcq_tokenizer& tokenizer, Text text, EncodeSpace* space, IdSink* ids);
+bool encode_characters(const bcq_tokenizer& tokenizer, Text text, bool is_start, EncodeSpace* space,
+                       IdSink* ids);
 
 }  // namespace bcq
 #endif  // BCQ_RUNTIME_TOKENIZER_H_

@@ -12,7 +12,7 @@ namespace {
 const char kFrames[] =
     " {\"bos\":\"<s>\\u00e9\\ud83d\\ude00\", \"no_system\" : \"\\\"\\\\\\/\\b\\f\\n\\r\\t\",\n"
     "\"roles\":{\"system\":[\"s\xC3\xA9\",\"\xE2\x82\xAC\"],\"user\":[\"\",\"\xF0\x9F\x98\x80\"],"
-    "\"assistant\":[\"a\",\"\"]}, \"generate\":\"go\" } ";
+    "\"assistant\":[\"a\",\"\"]}, \"generate\":\"go\", \"trim\" : true } ";
 constexpr size_t kBytes = sizeof(kFrames) - 1;
 
 uint64_t num_accepted, num_refused;
@@ -27,7 +27,8 @@ void try_frames(const char* frames, size_t bytes) {
   char* const own = static_cast<char*>(malloc(bytes));
   if (own == nullptr) abort();
   if (bytes != 0) memcpy(own, frames, bytes);
-  const bcq_message messages[] = {{BCQ_USER, "hello", 5}, {BCQ_ASSISTANT, nullptr, 0}};
+  const bcq_message messages[] = {{BCQ_USER, "\xE3\x80\x80hello\xC2\xA0", 10},
+                                  {BCQ_ASSISTANT, nullptr, 0}};
   size_t needed = 1, again = 0;
   const bcq_status status = bcq_chat_render(own, bytes, messages, 2, nullptr, 0, &needed);
   if (status == BCQ_OK) {

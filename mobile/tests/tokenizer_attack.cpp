@@ -16,6 +16,7 @@ const char* const kTexts[] = {
     "",
     "Hello  world, it's 12345 \n\n x \xE4\xBD\xA0\xE5\xA5\xBD",
     "<s>a</s> == <u12>\xE2\x96\x81\xFF\xF0\x9F\x98",
+    " e\xCC\x81\xCC\xA3\xE1\x84\x80\xE1\x85\xA1 \xE2\x84\xAB",
 };
 
 uint64_t random_state = 1;

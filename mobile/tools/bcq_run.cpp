@@ -2,12 +2,14 @@
 ///
 ///     bcq-run MODEL.bcq [--ids 1,2,3 | --prompt TEXT] [-n N] [--threads N] [--kv f32|f16|int8]
 ///             [--activations exact|int8|int8-token] [--context N] [--temperature T] [--seed S]
-///             [--check all|structure] [--plan | --ppl FILE | --bench RUNS]
+///             [--check all|structure] [--key KEY] [--plan | --ppl FILE | --bench RUNS]
 ///
 /// With --ids it prints ids, with --prompt text. --ppl prints the perplexity of a text in windows
 /// of --context tokens (512), each token after the first one once; --bench the median speed of a
 /// prompt of 512 tokens and of 128 steps after it, over RUNS runs and one that is not counted.
-/// --check says what of the package is compared with its SHA-256 first (all).
+/// --check says what of the package is compared with its SHA-256 first (all). With --key, a public
+/// key as 64 digits of base 16 or in a file (of 32 bytes, or PEM as `openssl pkey -pubout` writes
+/// it), nothing is done unless MODEL.bcq.sig says that it signed the package.
 /// Exit status: 0, 1 (the runtime said no), 2 (the command line is wrong).
 #include <errno.h>
 #include <limits.h>
@@ -18,6 +20,8 @@
 #include <time.h>
 
 #include "bcq/runtime.h"
+#include "key_text.h"
+#include "read_file.h"
 
 namespace {
 
@@ -30,7 +34,7 @@ constexpr int32_t kSpecialInText = 2;
 constexpr char kUsage[] =
     "usage: bcq-run MODEL.bcq [--ids 1,2,3 | --prompt TEXT] [-n N] [--threads N]\n"
     "               [--kv f32|f16|int8] [--activations exact|int8|int8-token] [--context N]\n"
-    "               [--temperature T] [--seed S] [--check all|structure]\n"
+    "               [--temperature T] [--seed S] [--check all|structure] [--key FILE|HEX]\n"
     "               [--plan | --ppl FILE | --bench RUNS]\n";
 
 /// The command line.
@@ -39,6 +43,7 @@ struct Arguments {
   const char* ids;
   const char* prompt;
   const char* scored;  ///< file of a text
+  const char* key;     ///< that must have signed the package: digits, or a file
   int64_t num_tokens, context, num_runs;
   int32_t check;  ///< bcq_check
   float temperature;
@@ -140,6 +145,8 @@ bool parse_option(const char* name, const char* value, Arguments* a) {
   } else if (strcmp(name, "--check") == 0) {
     a->check = choice(value, kChecks, 2);
     fits = a->check >= 0;
+  } else if (strcmp(name, "--key") == 0) {
+    a->key = value;
   } else if (strcmp(name, "--activations") == 0) {
     a->options.activations = choice(value, kActivations, 3);
     fits = a->options.activations >= 0;
@@ -168,6 +175,8 @@ bool parse(int argc, char** argv, Arguments* a) {
     }
   }
   if (a->path == nullptr) return complain("which", "model?");
+  if (a->key != nullptr && a->check != BCQ_CHECK_ALL)
+    return complain("--key needs", "--check all: a signature is of the sections' digests");
   const bool has_prompt = a->ids != nullptr || a->prompt != nullptr;
   const int num_modes = a->plans + (a->scored != nullptr) + (a->num_runs > 0);
   if (num_modes > 1 || (num_modes == 0 && !has_prompt) ||
@@ -226,35 +235,48 @@ bool read_prompt(Run* run) {
   return run->num_ids > 0 || complain("the prompt", "has no tokens");
 }
 
-/// A whole file in memory that the caller frees; null after an error.
-char* read_file(const char* path, size_t* bytes) {
-  FILE* const stream = fopen(path, "rb");
-  if (stream == nullptr) return nullptr;
-  char* text = nullptr;
-  size_t capacity = 0;
-  *bytes = 0;
-  for (bool is_there = true; is_there;) {
-    if (*bytes == capacity) {
-      capacity = capacity > 0 ? 2 * capacity : size_t{1} << 16;
-      char* const larger = (char*)realloc(text, capacity);
-      if (larger == nullptr) break;
-      text = larger;
-    }
-    const size_t got = fread(text + *bytes, 1, capacity - *bytes, stream);
-    *bytes += got;
-    is_there = got > 0;
-  }
-  const bool is_whole = feof(stream) != 0 && ferror(stream) == 0;
-  fclose(stream);
-  if (is_whole) return text;
+/// The public key of --key: 64 digits, or a file.
+bool read_key(const char* value, uint8_t* key) {
+  if (bcq::key_of_digits(value, key)) return true;
+  size_t bytes = 0;
+  char* const text = bcq::read_file(value, &bytes);
+  if (text == nullptr) return complain("cannot read the key", value);
+  const bool is_key = bcq::key_of_file(text, bytes, key);
   free(text);
-  return nullptr;
+  return is_key || complain("there is no public key of Ed25519 in", value);
+}
+
+/// Whether MODEL.bcq.sig says that the wanted key signed the package, which is wholly checked.
+bool check_signature(Run* run) {
+  uint8_t key[bcq::kKeyBytes];
+  if (!read_key(run->arguments.key, key)) return false;
+  const size_t room = strlen(run->arguments.path) + sizeof(".sig");
+  char* const path = (char*)malloc(room);
+  if (path == nullptr) return complain("no memory for", "a name");
+  snprintf(path, room, "%s.sig", run->arguments.path);
+  size_t bytes = 0;
+  char* const signature = bcq::read_file(path, &bytes);
+  if (signature == nullptr) complain("cannot read", path);
+  free(path);
+  const bcq_status status = bcq_package_check_signature(run->package, signature, bytes, key);
+  free(signature);
+  return said_yes(status);
+}
+
+/// Opens and checks the package, on as many threads as the model will have.
+bool open_package(Run* run) {
+  const Arguments& a = run->arguments;
+  return said_yes(bcq_package_open(a.path, BCQ_CHECK_STRUCTURE, &run->package)) &&
+         (a.check != BCQ_CHECK_ALL ||
+          said_yes(bcq_package_check(run->package, a.options.num_threads))) &&
+         (a.key == nullptr || check_signature(run)) &&
+         said_yes(bcq_package_info(run->package, &run->info));
 }
 
 /// Ids of the text that is to be scored, at least two.
 bool read_scored(Run* run) {
   size_t bytes = 0;
-  char* const text = read_file(run->arguments.scored, &bytes);
+  char* const text = bcq::read_file(run->arguments.scored, &bytes);
   if (text == nullptr) return complain("cannot read", run->arguments.scored);
   const bool is_encoded = encode(run, text, bytes, kSpecialAround, 0);
   free(text);
@@ -433,9 +455,7 @@ int64_t default_context(const Run& run) {
 
 bool work(Run* run) {
   const Arguments& a = run->arguments;
-  if (!said_yes(bcq_package_open(a.path, (bcq_check)a.check, &run->package)) ||
-      !said_yes(bcq_package_info(run->package, &run->info)))
-    return false;
+  if (!open_package(run)) return false;
   if ((a.ids != nullptr || a.prompt != nullptr) && !read_prompt(run)) return false;
   if (a.scored != nullptr && !read_scored(run)) return false;
   const int64_t context = a.context > 0 ? a.context : default_context(*run);

@@ -72,7 +72,8 @@ def test_every_prefix_and_appended_bytes_are_refused() -> None:
 @pytest.mark.parametrize(
     ("field", "values"),
     [
-        ("kind", (0, 1, 3, 4, 2**32 - 1)), ("bits", (0, 17, 18, 20, 48, 64, 2**31)),
+        ("kind", (0, 1, 3, 4, 2**32 - 1)),
+        ("bits", (0, 17, 18, 20, 48, 64, 144, 272, 528, 1040, 2**31)),
         ("rule", (0, 6, 2**32 - 1)), ("tokens", (0, 3, 5, 2**31, 2**32 - 1)),
         ("merges", (0, 2, 2**29, 2**32 - 1)), ("unknown", (-2, 4, 2**31 - 1, -(2**31))),
         ("num_bytes", (0, 6, 8, 2**32 - 1)), ("begin", (-2, -1, 4, 2**31 - 1)),
@@ -132,3 +133,17 @@ def test_random_damage_gives_tables_or_one_error() -> None:
             continue
         assert sum(len(tables.token(i)) for i in range(tables.num_tokens)) == len(tables.texts)
     assert refused > 2000
+
+
+def test_the_bits_of_each_kind() -> None:
+    # Byte-level BPE may be normalized; BPE over characters may also have what Metaspace does.
+    assert read(section(bits=16 | 64)).bits == 80
+    characters = {"kind": 3, "rule": 0, "begin": -1}
+    for bits in (0, 1, 4, 64, 129, 257, 385, 512, 1 | 4 | 64 | 128 | 256 | 512):
+        assert read(section(bits=bits, **characters)).bits == bits
+    for bits in (2, 8, 128, 256, 384, 1 << 10):
+        with pytest.raises(CheckpointError):
+            read(section(bits=bits, **characters))
+    for bits in (8, 64, 1 | 128, 1 | 256, 512):
+        with pytest.raises(CheckpointError):
+            read(pieces(bits=bits))

@@ -16,7 +16,7 @@ from bcquant.runtime.chat import Message as Turn
 from bcquant.runtime.chat import render_chat
 from bcquant.runtime.tokenizer import open_tokenizer
 
-PARTS = ("chat", "error", "memory", "random")
+PARTS = ("chat", "error", "memory", "random", "unicode")
 BAD_ARGUMENT, BAD_SHAPE, UNSUPPORTED, BAD_BLOB = 1, 2, 3, 6
 SYSTEM, USER, ASSISTANT = 0, 1, 2
 FRAMES: dict[str, Any] = {
@@ -82,6 +82,51 @@ def test_contents_are_copied_as_they_are(chat: Chat) -> None:
     for content in ("  \n", '"\\u0041', "\u4f60\u597d\U0001f600", "a\x00b", "[U]"):
         wanted = f"<s>[default][U]{content}[/U][A]"
         assert chat.render(GOOD, (USER, content)) == (0, wanted)
+
+
+def test_trimmed_contents_are_those_of_str_strip(chat: Chat) -> None:
+    data, r = frames(trim=True), random.Random(9)
+    spaces = [chr(c) for c in range(0x110000) if chr(c).isspace()]
+    others = [
+        "",
+        "a",
+        "\u200b",
+        "\ufeff",
+        "\x1b",
+        "\x00",
+        "\u00e9",
+        "\u4f60",
+        "\U0001f600",
+        "\u2580",
+    ]
+    texts = [*spaces, *(c + "x" + c for c in spaces), "".join(spaces), *others]
+    texts += ["".join(r.choices([*spaces, *others], k=r.randrange(9))) for _ in range(3000)]
+    for text in texts:
+        wanted = f"<s>[S]{text.strip()}[/S][U]{text[::-1].strip()}[/U][A]"
+        assert chat.render(data, (SYSTEM, text), (USER, text[::-1])) == (0, wanted), ascii(text)
+    assert chat.render(frames(trim=False), (USER, " x ")) == (0, "<s>[default][U] x [/U][A]")
+
+
+def test_every_character_that_is_no_space_stays(chat: Chat) -> None:
+    points = (c for c in range(0x110000) if not (0xD800 <= c <= 0xDFFF or chr(c).isspace()))
+    text = "".join(map(chr, points))
+    one_by_one = [(USER, c) for c in text[:0x3100]]
+    wanted = "".join(f"[U]{c}[/U]" for c in text[:0x3100])
+    assert chat.render(frames(trim=True), *one_by_one) == (0, f"<s>[default]{wanted}[A]")
+    assert chat.render(frames(trim=True), (USER, text[::-1]))[1].count(text[::-1]) == 1
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff \x80", b"\x80\x80\x80\x80", b"\xa0", b" \xe3\x80 ", b"\x85"]
+)
+def test_broken_bytes_are_no_white_space(chat: Chat, content: bytes) -> None:
+    message, needed = (Message * 1)((USER, content, len(content))), ctypes.c_size_t()
+    out, data = ctypes.create_string_buffer(99), frames(trim=True).encode()
+    sizes = ctypes.c_size_t(len(data)), ctypes.c_size_t(99)
+    arguments = (data, sizes[0], message, 1, out, sizes[1], ctypes.byref(needed))
+    assert chat.c.bcq_chat_render(*arguments) == 0
+    wanted = b"<s>[default][U]" + content.strip(b" ") + b"[/U][A]"
+    assert out.raw[: needed.value] == wanted
 
 
 @pytest.mark.parametrize("as_ascii", [False, True])
@@ -194,6 +239,13 @@ def test_json_of_another_shape_is_refused(chat: Chat, value: Any) -> None:
     status, reason = chat.render(json.dumps(value), (USER, "x"))
     assert status == BAD_BLOB
     assert reason.startswith("chat frames: byte ")
+
+
+@pytest.mark.parametrize("value", ["1", "null", '"true"', "True", "truefalse", "tru", "[]", ""])
+def test_trim_is_true_or_false(chat: Chat, value: str) -> None:
+    data = GOOD[:-1] + ', "trim": ' + value
+    for text in (data, data + "}", data + ', "trim": true}'):
+        assert chat.render(text, (USER, "x"))[0] == BAD_BLOB
 
 
 @pytest.mark.parametrize(

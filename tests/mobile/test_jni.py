@@ -14,12 +14,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import ed25519_reference
 import numpy as np
 import pytest
 import tiny_tokenizers
 from factory import make_tiny
 from mobile_build import CSRC, FLAGS, MOBILE, RELEASE, ROOT, objects, run
 
+from bcquant.io.package import open_package
+from bcquant.io.package_index import FINAL_NORM
+from bcquant.io.package_signature import Signature, signature_path, signed_message
 from bcquant.models.source import open_model
 from bcquant.runtime.chat import Message
 from bcquant.runtime.native_model import NativeModel, NativeOptions
@@ -37,6 +41,8 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 OUT_OF_MEMORY, CANCELLED = 7, 8
+SEED = bytes(range(32))  # of the key that signs
+KEY = ed25519_reference.public_key(SEED)
 
 
 def jdk_include() -> Path:
@@ -95,6 +101,25 @@ def greedy(folder: Path, ids: list[int]) -> list[int]:
     return drawn
 
 
+def sign(path: Path) -> None:
+    """Write the signature of a package beside it."""
+    with open_package(path) as package:
+        message = signed_message(bytes.fromhex(package.sha256))
+    signature = Signature(KEY, ed25519_reference.sign(SEED, message))
+    signature_path(path).write_bytes(signature.to_bytes())
+
+
+def damaged(path: Path, to: Path) -> Path:
+    """A copy whose last norm differs in one bit."""
+    with open_package(path) as package:
+        section = package.find(FINAL_NORM)
+        assert section is not None
+        data = bytearray(path.read_bytes())
+    data[section.offset] ^= 1
+    to.write_bytes(data)
+    return to
+
+
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory, export_mobile: Export) -> Case:
     folder = tmp_path_factory.mktemp("case")
@@ -104,6 +129,7 @@ def case(tmp_path_factory: pytest.TempPathFactory, export_mobile: Export) -> Cas
     settings.write_text(json.dumps(told), encoding="utf-8")
     make_tiny("llama", source, "F16", vocab_size=384, eos_token_id=None)
     package = export_mobile(source, folder / "m.bcq")
+    sign(package)
     tokenizer = open_tokenizer(source)
     ids = tokenizer.encode(PROMPT, parse_special=False)
     return Case(package, tokenizer, ids, greedy(source, ids))
@@ -156,6 +182,7 @@ def java(
     run(["javac", "-Xlint:all", "-Werror", "-d", folder, *ANDROID.glob("tests/java/**/*.java")])
     words: list[str | Path] = [*checked_java(folder), f"-Dbcq.library={library}", "-cp", folder]
     words += ["org.bcquant.Check", case.package, PROMPT.encode().hex(), plain.package]
+    words += [folder / "saved 模", KEY.hex(), damaged(case.package, folder / "damaged.bcq")]
     return answers(run(words))
 
 
@@ -211,6 +238,30 @@ def test_a_stop_string_ends_the_text_unseen(java: dict[str, str], case: Case) ->
     assert (java["stopped_pieces_stopped"], java["pieces_stopped"]) == ("true", "false")
 
 
+def test_a_saved_session_goes_on_where_it_was(java: dict[str, str], case: Case) -> None:
+    assert json.loads(java["held"]) == json.loads(java["loaded_held"]) == case.ids
+    assert java["match"] == f"3 {len(case.ids)}"
+    assert json.loads(java["loaded_drawn"]) == case.drawn
+
+
+def test_a_full_context_is_what_the_policy_says(java: dict[str, str], case: Case) -> None:
+    held, more = case.ids[:20], case.ids[:8]
+    assert java["overflow_0"].startswith("2 ")
+    assert json.loads(java["overflow_ids_0"]) == held
+    assert java["overflow_1"] == java["overflow_2"] == "nothing was thrown"
+    assert json.loads(java["overflow_ids_1"]) == held + more[:4]  # as many as 24 have room for
+    # Behind the 5 kept half of the other 15 stay, 7 of them.
+    assert json.loads(java["overflow_ids_2"]) == held[:5] + held[-7:] + more
+
+
+def test_the_signature_is_checked(java: dict[str, str]) -> None:
+    assert java["signed"] == "nothing was thrown"
+
+
+def test_a_damaged_weight_opens_unchecked(java: dict[str, str]) -> None:
+    assert java["damaged_unchecked"] == "true"
+
+
 @pytest.mark.parametrize(
     ("name", "status", "about"),
     [
@@ -237,6 +288,18 @@ def test_a_stop_string_ends_the_text_unseen(java: dict[str, str], case: Case) ->
         ("cancelled", CANCELLED, "cancelled"),
         ("closed_model", 1, "model is closed"),
         ("closed_session", 1, "session is closed"),
+        ("loaded_no_logits", 1, "append tokens first"),
+        ("small_context", 2, ""),
+        ("no_state", 1, ""),
+        ("zero_in_state", 1, "zero byte"),
+        ("no_policy", 1, "policy 3"),
+        ("keep", 1, "keep is 24"),
+        ("damaged_signature", 6, ""),
+        ("no_signature", 6, ""),
+        ("short_key", 1, "32 bytes"),
+        ("null_key", 1, "null"),
+        ("unchecked", 1, ""),
+        ("damaged", 6, "SHA-256"),
     ],
 )
 def test_what_is_refused_is_an_exception(
@@ -305,12 +368,15 @@ def kotlin(library: Path, case: Case, tmp_path_factory: pytest.TempPathFactory) 
     (folder / "prompt.txt").write_bytes(PROMPT.encode())
     classes = f"{folder}:{flows}:{KOTLIN_HOME / 'lib/kotlin-stdlib.jar'}"
     words = [*checked_java(folder), f"-Djava.library.path={library.parent}", "-cp", classes]
-    return answers(run([*words, "CheckKt", case.package, folder / "prompt.txt"]))
+    return answers(
+        run([*words, "CheckKt", case.package, folder / "prompt.txt", folder / "saved", KEY.hex()])
+    )
 
 
 def test_kotlin_draws_the_ids_of_the_python_engine(kotlin: dict[str, str], case: Case) -> None:
     assert json.loads(kotlin["encoded"]) == case.ids
     assert json.loads(kotlin["chat_ids"]) == case.chat_ids()
+    assert bytes.fromhex(kotlin["chat"]).decode().startswith("<system>Be brief.")
     assert json.loads(kotlin["drawn"]) == case.drawn
     assert (kotlin["ids_finish"], kotlin["text_finish"]) == ("MAX_TOKENS", "MAX_TOKENS")
     assert int(kotlin["plan"]) > 0
@@ -328,6 +394,31 @@ def test_kotlin_heeds_stop_strings_and_a_full_context(kotlin: dict[str, str], ca
     assert kotlin["stop_finish"] == "STOPPED"
     assert kotlin["full"] == "CONTEXT_FULL"
     assert kotlin["no_room"].startswith("2 ")
+
+
+def test_kotlin_takes_up_a_saved_session(kotlin: dict[str, str], case: Case) -> None:
+    num = len(case.ids)
+    assert json.loads(kotlin["held"]) == case.ids
+    assert json.loads(kotlin["rest"]) == [case.ids[-1], num - 1]
+    assert json.loads(kotlin["loaded_drawn"]) == case.drawn
+    assert (kotlin["match"], kotlin["other_rest"]) == ("3", str(num))
+    assert kotlin["small_context"].startswith("2 ")
+
+
+def test_kotlin_heeds_the_policy_of_a_full_context(kotlin: dict[str, str], case: Case) -> None:
+    room = 32 - len(case.ids)
+    assert 0 < room < NUM_TOKENS
+    # The last id that is drawn need not be held.
+    for policy in ("ERROR", "STOP"):
+        assert kotlin[f"finish_{policy}"] == "CONTEXT_FULL"
+        assert int(kotlin[f"num_{policy}"]) == room + 1
+    assert (kotlin["finish_SLIDE"], kotlin["num_SLIDE"]) == ("MAX_TOKENS", str(NUM_TOKENS))
+    assert json.loads(kotlin["kept_SLIDE"]) == case.ids[:5]
+    assert kotlin["slide_after_cancel"] == "true"
+
+
+def test_kotlin_checks_the_signature(kotlin: dict[str, str]) -> None:
+    assert kotlin["other_key"].split()[0] in ("1", "6")  # these bytes may be no key at all
 
 
 def test_a_flow_whose_collector_leaves_stops_computing(kotlin: dict[str, str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
 import struct
@@ -272,16 +271,6 @@ def test_systems_without_mmap_read_the_file(tmp_path: Path, tiny: Path) -> None:
     refused(lambda: reading.open(tmp_path / "none.bcq"), api.BAD_ARGUMENT, "No such file")
     (tmp_path / "empty.bcq").write_bytes(b"")
     refused(lambda: reading.open(tmp_path / "empty.bcq"), api.BAD_BLOB, "is empty")
-
-
-@pytest.mark.parametrize("name", ["sha256", "sha256_plain"])
-def test_sha256_is_hashlibs(runtime: Runtime, name: str) -> None:
-    digest_of = runtime.lib[f"_ZN3bcq{len(name)}{name}EPKvmPh"]
-    data = bytes(range(256)) * 3
-    for size in (*range(200), 511, 512, 768):
-        found = ctypes.create_string_buffer(32)
-        digest_of(data, ctypes.c_size_t(size), found)
-        assert found.raw == hashlib.sha256(data[:size]).digest(), size
 
 
 def test_big_cores_are_counted(tmp_path: Path, runtime: Runtime) -> None:

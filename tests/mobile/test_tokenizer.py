@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import io
 import itertools
+import json
 import random
 import shutil
 import sys
@@ -167,7 +168,8 @@ def test_null_pointers_and_unknown_flags_are_refused(library: ctypes.CDLL, tmp_p
 
 def test_damaged_sections_give_a_status(tmp_path: Path) -> None:
     sections = []
-    for case in ("pieces_squeezed", "pieces_added", "characters", "llama3", "byte_unknown"):
+    cases = ("pieces_squeezed", "pieces_added", "metaspace_first_nfc", "qwen2_nfc", "byte_unknown")
+    for case in cases:
         wanted = CASES[case](tmp_path / case)
         sections.append(tmp_path / f"{case}.section")
         sections[-1].write_bytes(tokenizer_section(wanted, wanted.vocab_size, case))
@@ -222,9 +224,30 @@ def test_unknown_pre_tokenizers_are_refused(tmp_path: Path, kind: str) -> None:
 def test_normalized_texts_are_refused(tmp_path: Path) -> None:
     from tokenizers import normalizers
 
-    folder = tiny.byte_level_folder(tmp_path / "t", "gpt2", normalizers.NFC())
-    assert "normalizes text to NFC" in _refusal(open_tokenizer(folder))
+    for i, steps in enumerate(([normalizers.NFKC()], [normalizers.NFC(), normalizers.Lowercase()])):
+        folder = tiny.byte_level_folder(tmp_path / f"{i}", "gpt2", normalizers.Sequence(steps))
+        assert f"normalizes text by ['{steps[-1].__class__.__name__}']" in _refusal(
+            open_tokenizer(folder)
+        )
     assert "normalizes text by a table" in _refusal(_trained(normalization_rule_name="nmt_nfkc"))
+
+
+def test_a_token_that_is_looked_for_in_normalized_text_is_refused(tmp_path: Path) -> None:
+    from tokenizers import AddedToken, normalizers
+
+    token = AddedToken("<e\u0301>", normalized=True)
+    folder = tiny.byte_level_folder(tmp_path / "t", "gpt2", normalizers.NFC(), (token,))
+    assert "is looked for in normalized text" in _refusal(open_tokenizer(folder))
+
+
+def test_a_metaspace_of_another_mark_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "t"
+    CASES["metaspace_first"](folder)
+    file = folder.with_name("t_json") / "tokenizer.json"
+    state = json.loads(file.read_text(encoding="utf-8"))
+    state["pre_tokenizer"]["replacement"] = "_"
+    file.write_text(json.dumps(state), encoding="utf-8")
+    assert "its Metaspace marks spaces by '_'" in _refusal(open_tokenizer(file.parent))
 
 
 def test_sentencepiece_models_that_are_not_bpe_are_refused() -> None:

@@ -1,6 +1,7 @@
 // Opens the chat page of mobile/web in headless Chromium, loads a package, talks, prints what came.
 //
 //   node chat.mjs <request.json
+//   BCQ_SCREENSHOT=page.png node chat.mjs <request.json     # also writes the page at the end
 //
 // stdin: {"url", "chromium", "turns": [{"text", "count", "isChat", "stop", "stopAfterMs"}],
 // "screenshot", "timeout_s"}; url names the package as ?model=.
@@ -59,7 +60,8 @@ try {
   const loaded = await statusOf(page, "Loaded");
   const turns = [];
   for (const turn of request.turns) turns.push(await talk(page, turn));
-  if (request.screenshot) await page.screenshot({ path: request.screenshot });
+  const screenshot = request.screenshot ?? process.env.BCQ_SCREENSHOT;
+  if (screenshot) await page.screenshot({ path: screenshot, fullPage: true });
   console.log(JSON.stringify({ loaded, turns }));
 } catch (error) {
   console.log(JSON.stringify({ error: [error.message, ...said].join("\n") }));

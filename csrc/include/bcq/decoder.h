@@ -38,7 +38,8 @@ typedef struct bcq_decoder {
   bcq_precision precision;
 } bcq_decoder;
 
-/// Scratch bytes for up to num_tokens at once, in a block or the head.
+/// Scratch bytes for up to num_tokens at once, in a block or the head. Errors: BCQ_BAD_SHAPE (sizes
+/// out of range, or more bytes than this machine can address), BCQ_BAD_ARGUMENT (null).
 bcq_status bcq_decoder_scratch(const bcq_decoder* decoder, int64_t num_tokens, size_t* bytes);
 
 /// x += attention(norm(x)); x += mlp(norm(x)), for tokens at first_position .. in `kv`, which

@@ -55,6 +55,13 @@ jbyteArray to_java(JNIEnv* env, const void* data, size_t bytes) {
 
 Bytes::Bytes(JNIEnv* env, jbyteArray array) { data_ = copy_of(env, array, &size_); }
 
+bool is_path(JNIEnv* env, const Bytes& path) {
+  if (path.data() == nullptr) return false;
+  if (strlen(path.data()) == path.size()) return true;
+  throw_error(env, BCQ_BAD_ARGUMENT, "The path has a zero byte in it.");
+  return false;
+}
+
 ByteLists::ByteLists(JNIEnv* env, jobjectArray arrays) {
   if (arrays == nullptr) {
     throw_error(env, BCQ_BAD_ARGUMENT, "A list of strings is null.");

@@ -27,7 +27,6 @@ struct Session {
   const float* fresh;  ///< logits of the last append, null after anything else
   float* logits;       ///< a copy that the sampler may write over
   void* scratch;       ///< of the sampler
-  int32_t* ids;        ///< tokens held, room for the whole context
   uint64_t seed;
 };
 
@@ -56,6 +55,10 @@ class Bytes {
   char* data_ = nullptr;
   size_t size_ = 0;
 };
+
+/// Whether these bytes were had and hold no zero byte, where the C API would end; false with an
+/// exception pending.
+bool is_path(JNIEnv* env, const Bytes& path);
 
 /// Copies of every byte[] of a byte[][], as the C API takes lists of strings.
 class ByteLists {

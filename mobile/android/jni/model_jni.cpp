@@ -3,8 +3,6 @@
 /// A handle is a pointer in a jlong; 0 is none. BcqModel and BcqSession see to it that a handle is
 /// used by one thread at a time and never after its close; a close of 0 does nothing. Every native
 /// reports failure as a BcqException, after which what it returns means nothing.
-#include <string.h>
-
 #include "handles.h"
 
 using namespace bcq_jni;
@@ -13,6 +11,7 @@ namespace {
 
 constexpr int32_t kTokenizerKind = 64;
 constexpr int32_t kChatKind = 66;
+constexpr size_t kKeyBytes = 32;
 
 /// The model behind a handle; null with an exception pending.
 Model* model_of(JNIEnv* env, jlong handle) {
@@ -27,15 +26,10 @@ void destroy(Model* model) {
   free(model);
 }
 
-/// Opens the package of a path that holds no zero byte, where the C API would end.
-bool open_package(JNIEnv* env, jbyteArray path, bcq_check check, bcq_package** package) {
+bool open_package(JNIEnv* env, jbyteArray path, bcq_package** package) {
   const Bytes name(env, path);
-  if (name.data() == nullptr) return false;
-  if (strlen(name.data()) != name.size()) {
-    throw_error(env, BCQ_BAD_ARGUMENT, "The path has a zero byte in it.");
-    return false;
-  }
-  return is_ok(env, bcq_package_open(name.data(), check, package));
+  return is_path(env, name) &&
+         is_ok(env, bcq_package_open(name.data(), BCQ_CHECK_STRUCTURE, package));
 }
 
 bool open_tokenizer(JNIEnv* env, Model* model) {
@@ -96,7 +90,7 @@ JNIEXPORT jlongArray JNICALL Java_org_bcquant_BcqNative_plan(JNIEnv* env, jclass
                                                              jint kv_type, jint prefill_tokens,
                                                              jlong context) {
   bcq_package* package = nullptr;
-  if (!open_package(env, path, BCQ_CHECK_STRUCTURE, &package)) return nullptr;
+  if (!open_package(env, path, &package)) return nullptr;
   const bcq_options options = options_of(num_threads, activations, kv_type, prefill_tokens, 0);
   bcq_plan plan;
   const bool is_planned = is_ok(env, bcq_plan_model(package, &options, context, &plan));
@@ -109,7 +103,8 @@ JNIEXPORT jlongArray JNICALL Java_org_bcquant_BcqNative_plan(JNIEnv* env, jclass
   return made;
 }
 
-/// A handle to a package with its model and tokenizer; check_all: also every section's SHA-256.
+/// A handle to a package with its model and tokenizer; check_all: also every section's SHA-256, on
+/// `num_threads` threads.
 JNIEXPORT jlong JNICALL Java_org_bcquant_BcqNative_openModel(JNIEnv* env, jclass, jbyteArray path,
                                                              jboolean check_all, jint num_threads,
                                                              jint activations, jint kv_type,
@@ -122,8 +117,9 @@ JNIEXPORT jlong JNICALL Java_org_bcquant_BcqNative_openModel(JNIEnv* env, jclass
   }
   const bcq_options options =
       options_of(num_threads, activations, kv_type, prefill_tokens, budget_bytes);
-  const bcq_check check = check_all ? BCQ_CHECK_ALL : BCQ_CHECK_STRUCTURE;
-  if (open_package(env, path, check, &model->package) &&
+  // Not BCQ_CHECK_ALL: that hashes on the calling thread alone.
+  if (open_package(env, path, &model->package) &&
+      (!check_all || is_ok(env, bcq_package_check(model->package, num_threads))) &&
       is_ok(env, bcq_package_info(model->package, &model->info)) && open_tokenizer(env, model) &&
       is_ok(env, bcq_model_create(model->package, &options, &model->model)))
     return (jlong)(intptr_t)model;
@@ -158,6 +154,24 @@ JNIEXPORT jbyteArray JNICALL Java_org_bcquant_BcqNative_section(JNIEnv* env, jcl
   if (model == nullptr || !is_ok(env, bcq_package_section(model->package, kind, &data, &bytes)))
     return nullptr;
   return data == nullptr ? nullptr : to_java(env, data, bytes);
+}
+
+/// Throws unless `signature`, the bytes of MODEL.bcq.sig, was made of this package by the owner of
+/// `key`; the model was opened with check_all.
+JNIEXPORT void JNICALL Java_org_bcquant_BcqNative_checkSignature(JNIEnv* env, jclass, jlong handle,
+                                                                 jbyteArray signature,
+                                                                 jbyteArray key) {
+  const Model* const model = model_of(env, handle);
+  if (model == nullptr) return;
+  const Bytes signed_bytes(env, signature);
+  const Bytes key_bytes(env, key);
+  if (signed_bytes.data() == nullptr || key_bytes.data() == nullptr) return;
+  if (key_bytes.size() != kKeyBytes) {
+    throw_error(env, BCQ_BAD_ARGUMENT, "A public key has 32 bytes.");
+    return;
+  }
+  is_ok(env, bcq_package_check_signature(model->package, signed_bytes.data(), signed_bytes.size(),
+                                         (const uint8_t*)key_bytes.data()));
 }
 
 /// Ids of UTF-8 text; flags as bcq_tokenizer_encode has them.

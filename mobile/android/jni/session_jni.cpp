@@ -26,20 +26,34 @@ void destroy(Session* session) {
   bcq_session_destroy(session->session);
   free(session->logits);
   free(session->scratch);
-  free(session->ids);
   free(session);
 }
 
-/// Room for logits, the sampler and the tokens held.
-bool allocate(JNIEnv* env, Session* session, int64_t context) {
+/// Room for logits and the sampler.
+bool allocate(JNIEnv* env, Session* session) {
   const size_t vocab = (size_t)session->model->info.vocab_size;
   session->logits = (float*)malloc(vocab * sizeof(float));
   session->scratch = malloc(vocab * 8);
-  session->ids = (int32_t*)malloc((size_t)context * sizeof(int32_t));  // below max_positions
-  if (session->logits != nullptr && session->scratch != nullptr && session->ids != nullptr)
-    return true;
+  if (session->logits != nullptr && session->scratch != nullptr) return true;
   throw_error(env, BCQ_OUT_OF_MEMORY, "No memory for a session.");
   return false;
+}
+
+/// A session over a model's handle with all but the session itself; null with an exception pending.
+Session* new_session(JNIEnv* env, jlong model) {
+  if (model == 0) {
+    throw_error(env, BCQ_BAD_ARGUMENT, "The model is closed.");
+    return nullptr;
+  }
+  Session* const session = (Session*)calloc(1, sizeof(Session));
+  if (session == nullptr) {
+    throw_error(env, BCQ_OUT_OF_MEMORY, "No memory for a session.");
+    return nullptr;
+  }
+  session->model = (const Model*)(intptr_t)model;
+  if (allocate(env, session)) return session;
+  destroy(session);
+  return nullptr;
 }
 
 /// What can be shown of a piece, after stop strings.
@@ -68,21 +82,34 @@ extern "C" {
 /// A handle to a session of `context` tokens over a model's handle.
 JNIEXPORT jlong JNICALL Java_org_bcquant_BcqNative_openSession(JNIEnv* env, jclass, jlong model,
                                                                jlong context) {
-  if (model == 0) {
-    throw_error(env, BCQ_BAD_ARGUMENT, "The model is closed.");
-    return 0;
-  }
-  Session* const session = (Session*)calloc(1, sizeof(Session));
-  if (session == nullptr) {
-    throw_error(env, BCQ_OUT_OF_MEMORY, "No memory for a session.");
-    return 0;
-  }
-  session->model = (const Model*)(intptr_t)model;
-  if (is_ok(env, bcq_session_create(session->model->model, context, &session->session)) &&
-      allocate(env, session, context))
+  Session* const session = new_session(env, model);
+  if (session == nullptr) return 0;
+  if (is_ok(env, bcq_session_create(session->model->model, context, &session->session)))
     return (jlong)(intptr_t)session;
   destroy(session);
   return 0;
+}
+
+/// A handle to a session of `context` tokens that goes on where the one saved at `path` was.
+JNIEXPORT jlong JNICALL Java_org_bcquant_BcqNative_loadSession(JNIEnv* env, jclass, jlong model,
+                                                               jbyteArray path, jlong context) {
+  Session* const session = new_session(env, model);
+  if (session == nullptr) return 0;
+  const Bytes name(env, path);
+  if (is_path(env, name) &&
+      is_ok(env, bcq_session_load(session->model->model, name.data(), context, &session->session)))
+    return (jlong)(intptr_t)session;
+  destroy(session);
+  return 0;
+}
+
+/// Writes the tokens held and their caches to `path`; a file that is there stays whole until then.
+JNIEXPORT void JNICALL Java_org_bcquant_BcqNative_saveSession(JNIEnv* env, jclass, jlong handle,
+                                                              jbyteArray path) {
+  const Session* const session = session_of(env, handle);
+  if (session == nullptr) return;
+  const Bytes name(env, path);
+  if (is_path(env, name)) is_ok(env, bcq_session_save(session->session, name.data()));
 }
 
 /// 0 is allowed.
@@ -96,6 +123,36 @@ JNIEXPORT jlong JNICALL Java_org_bcquant_BcqNative_position(JNIEnv* env, jclass,
   return session == nullptr ? 0 : bcq_session_position(session->session);
 }
 
+/// The ids of the tokens held.
+JNIEXPORT jintArray JNICALL Java_org_bcquant_BcqNative_ids(JNIEnv* env, jclass, jlong handle) {
+  const Session* const session = session_of(env, handle);
+  if (session == nullptr) return nullptr;
+  const jsize num = (jsize)bcq_session_position(session->session);  // below max_positions
+  const jintArray made = env->NewIntArray(num);
+  if (made != nullptr) env->SetIntArrayRegion(made, 0, num, bcq_session_ids(session->session));
+  return made;
+}
+
+/// How many of the first tokens held are the first of `ids`.
+JNIEXPORT jlong JNICALL Java_org_bcquant_BcqNative_match(JNIEnv* env, jclass, jlong handle,
+                                                         jintArray ids) {
+  const Session* const session = session_of(env, handle);
+  if (session == nullptr) return 0;
+  jint* const given = ids == nullptr ? nullptr : env->GetIntArrayElements(ids, nullptr);
+  const jsize num = given == nullptr ? 0 : env->GetArrayLength(ids);
+  int64_t common = 0;
+  const bcq_status status = bcq_session_match(session->session, given, num, &common);
+  if (given != nullptr) env->ReleaseIntArrayElements(ids, given, JNI_ABORT);
+  return is_ok(env, status) ? common : 0;
+}
+
+/// What the appends to come do when there is no room; a bcq_overflow.
+JNIEXPORT void JNICALL Java_org_bcquant_BcqNative_setOverflow(JNIEnv* env, jclass, jlong handle,
+                                                              jint overflow, jlong keep) {
+  Session* const session = session_of(env, handle);
+  if (session != nullptr) is_ok(env, bcq_session_set_overflow(session->session, overflow, keep));
+}
+
 /// Forgets every token from `position` on; append before the next sample.
 JNIEXPORT void JNICALL Java_org_bcquant_BcqNative_truncate(JNIEnv* env, jclass, jlong handle,
                                                            jlong position) {
@@ -105,7 +162,7 @@ JNIEXPORT void JNICALL Java_org_bcquant_BcqNative_truncate(JNIEnv* env, jclass, 
   is_ok(env, bcq_session_truncate(session->session, position));
 }
 
-/// Appends tokens. A failure leaves the session as it was, but without logits.
+/// Appends tokens. A failure leaves the session as bcq_session_append says, without logits.
 JNIEXPORT void JNICALL Java_org_bcquant_BcqNative_append(JNIEnv* env, jclass, jlong handle,
                                                          jintArray ids) {
   Session* const session = session_of(env, handle);
@@ -113,12 +170,8 @@ JNIEXPORT void JNICALL Java_org_bcquant_BcqNative_append(JNIEnv* env, jclass, jl
   session->fresh = nullptr;
   jint* const given = ids == nullptr ? nullptr : env->GetIntArrayElements(ids, nullptr);
   const jsize num = given == nullptr ? 0 : env->GetArrayLength(ids);
-  const int64_t held = bcq_session_position(session->session);
   const bcq_status status = bcq_session_append(session->session, given, num, &session->fresh);
-  if (status == BCQ_OK)
-    memcpy(session->ids + held, given, (size_t)num * sizeof(int32_t));
-  else
-    session->fresh = nullptr;
+  if (status != BCQ_OK) session->fresh = nullptr;
   if (given != nullptr) env->ReleaseIntArrayElements(ids, given, JNI_ABORT);
   is_ok(env, status);
 }
@@ -152,7 +205,7 @@ JNIEXPORT jint JNICALL Java_org_bcquant_BcqNative_sample(JNIEnv* env, jclass, jl
                                  repetition_penalty, presence_penalty};
   memcpy(session->logits, session->fresh, (size_t)vocab * sizeof(float));
   int32_t id = -1;
-  is_ok(env, bcq_sample(session->logits, vocab, &sampling, session->ids,
+  is_ok(env, bcq_sample(session->logits, vocab, &sampling, bcq_session_ids(session->session),
                         bcq_session_position(session->session), &session->seed, session->scratch,
                         (size_t)vocab * 8, &id));
   return id;

@@ -61,6 +61,21 @@ bcq_status bcq_package_section(const bcq_package* package, int32_t kind, const v
 /// Compares the SHA-256 of section number `index` of 0 .. *num - 1 with its bytes. Errors:
 /// BCQ_BAD_BLOB (it differs; the text names the section), BCQ_BAD_ARGUMENT (no such section).
 bcq_status bcq_package_verify(const bcq_package* package, int32_t index, int32_t* num);
+/// What BCQ_CHECK_ALL checks, of a package that was opened without it or with it, on `num_threads`
+/// threads (1 .. 256; 0: one for each big core) that end with the call; opening checks on the
+/// calling thread alone. Nobody else uses the package meanwhile. Errors: BCQ_BAD_BLOB (the text
+/// names the first damaged section), BCQ_BAD_ARGUMENT (null, num_threads), BCQ_OUT_OF_MEMORY.
+bcq_status bcq_package_check(bcq_package* package, int32_t num_threads);
+/// BCQ_OK only if `signature`, the `bytes` bytes of the package's signature file (MODEL.bcq.sig),
+/// was made of this package with the private half of `public_key`, 32 bytes of Ed25519. It speaks
+/// for the index and so for all sections, once these were compared with it: a package that was not
+/// wholly checked (BCQ_CHECK_ALL or bcq_package_check) is refused. Take the key from the app, never
+/// from the file's own copy, and the package from where no other program can write.
+/// Errors: BCQ_BAD_ARGUMENT (null package or key, not checked yet, a key that is none),
+/// BCQ_BAD_BLOB (no signature: null or 0 bytes; a damaged one, another key's, another package's),
+/// BCQ_UNSUPPORTED (a version of the future).
+bcq_status bcq_package_check_signature(const bcq_package* package, const void* signature,
+                                       size_t bytes, const uint8_t* public_key);
 
 // ---- memory plan ----
 

@@ -47,6 +47,18 @@ PREAMBLE = (
     "{% elif m.role == 'user' %}<u>{{ m.content }}</u>{% else %}<a>{{ m.content }}</a>{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
 )
+# Llama 3's way, and Gemma's: the role is another word, and a system message is refused.
+TRIMMED_HEADERS = (
+    LOOP + "{% set text = '<|head|>' + m.role + '<|end|>\n\n' + m.content | trim + '<|eot|>' %}"
+    "{% if loop.index0 == 0 %}{% set text = bos_token + text %}{% endif %}{{ text }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|head|>assistant<|end|>\n\n' }}{% endif %}"
+)
+TRIMMED_TURNS = (
+    "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}"
+    "{% endif %}" + LOOP + "{% if m.role == 'assistant' %}{% set role = 'model' %}{% else %}"
+    "{% set role = m.role %}{% endif %}{{ '<turn>' + role + '\n' + m.content | trim + '<end>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<turn>model\n' }}{% endif %}"
+)
 TEMPLATES = {
     "chatml": CHATML,
     "default_system": DEFAULT_SYSTEM,
@@ -54,14 +66,22 @@ TEMPLATES = {
     "instructions": INSTRUCTIONS,
     "every_turn_begins": EVERY_TURN_BEGINS,
     "preamble": PREAMBLE,
+    "trim": CHATML.replace("m.content", "m.content | trim"),
+    "strip": CHATML.replace("m.content", "m.content.strip()"),
+    "trimmed_headers": TRIMMED_HEADERS,
 }
+TRIMS = ("trim", "strip", "trimmed_headers")
 
 # What the frames cannot say: each would be wrong for some conversation.
 REFUSED = {
-    "trim": CHATML.replace("m.content", "m.content | trim"),
     "answers_are_stripped": LOOP + "{{ m.role }}: {% if m.role == 'assistant' %}"
     "{{ m.content.strip() }}{% else %}{{ m.content }}{% endif %};" + ANSWER,
     "ideographic_space_is_stripped": CHATML.replace("m.content", "m.content.strip('\u3000')"),
+    "only_the_start_is_stripped": CHATML.replace("m.content", "m.content.lstrip()"),
+    "ascii_spaces_are_stripped": CHATML.replace("m.content", "m.content.strip(' \n\t\r')"),
+    "only_the_last_is_stripped": CHATML.replace(
+        "{{ m.content }}", "{{ m.content | trim if loop.last else m.content }}"
+    ),
     "date": "{{ strftime_now('%Y') }}" + CHATML,
     "counted": CHATML.replace("{{ m.role }}", "{{ m.role }} {{ loop.index }}"),
     "last_is_open": CHATML.replace("<|im_end|>", "{% if not loop.last %}<|im_end|>{% endif %}"),
@@ -108,6 +128,11 @@ WITHOUT_SYSTEM = {
         "{{ m.content }}",
         "{% if m.role == 'system' %}{{ m.content | trim }}{% else %}{{ m.content }}{% endif %}",
     ),
+    "stripped_but_this": CHATML.replace(
+        "{{ m.content }}",
+        "{% if m.role == 'system' %}{{ m.content }}{% else %}{{ m.content | trim }}{% endif %}",
+    ),
+    "trimmed_turns": TRIMMED_TURNS,
     "passed_over": CHATML.replace("in messages", "in messages if m.role != 'system'"),
 }
 
@@ -133,7 +158,8 @@ CONVERSATIONS = [
 def test_frames_give_the_text_of_the_template(tokenizer: Tokenizer, name: str) -> None:
     frames = chat_frames(with_template(tokenizer, TEMPLATES[name]))
     assert frames is not None
-    assert set(frames) == {"bos", "no_system", "roles", "generate"}
+    keys = {"bos", "no_system", "roles", "generate"}
+    assert set(frames) == (keys | {"trim"} if name in TRIMS else keys)
     assert json.loads(json.dumps(frames)) == frames
     assert ("system" in frames["roles"]) == (name != "instructions")
     first = 0 if "system" in frames["roles"] else 1

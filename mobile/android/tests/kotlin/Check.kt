@@ -12,6 +12,7 @@ import org.bcquant.Generation
 import org.bcquant.KvType
 import org.bcquant.Message
 import org.bcquant.ModelOptions
+import org.bcquant.Overflow
 import org.bcquant.Role
 import org.bcquant.Sampling
 import org.bcquant.textFlow
@@ -74,6 +75,56 @@ private fun checkSeeds(model: BcqModel, ids: IntArray) {
     }
 }
 
+/** A talk that is saved after its prompt and taken up again, and a prompt that shares a beginning. */
+private fun checkSaved(model: BcqModel, ids: IntArray, file: File) {
+    model.openSession(128).use { session ->
+        session.generate(ids, greedy.copy(maxTokens = 1)) { }
+        say("held", session.ids.toList())
+        session.save(file)
+    }
+    model.loadSession(file, 100).use { session ->
+        val rest = session.keepPrefixOf(ids)
+        say("rest", rest.toList() + session.position)
+        val drawn = mutableListOf<Int>()
+        session.generateIds(rest, greedy) { drawn += it; true }
+        say("loaded_drawn", drawn)
+        val other = ids.copyOf(ids.size).also { it[3] = it[3] xor 1 }
+        say("match", session.match(other))
+        say("other_rest", session.keepPrefixOf(other).size + session.position)
+    }
+    refuse("small_context") { model.loadSession(file, 4) }
+}
+
+/** Texts that outgrow 32 tokens; a cancel from before a text begins is none of it. */
+private fun checkOverflow(model: BcqModel, ids: IntArray) {
+    for (overflow in Overflow.entries) {
+        model.openSession(32).use { session ->
+            session.setOverflow(overflow, if (overflow == Overflow.SLIDE) 5 else 0)
+            val drawn = mutableListOf<Int>()
+            say("finish_$overflow", session.generateIds(ids, greedy) { drawn += it; true })
+            say("num_$overflow", drawn.size)
+            say("kept_$overflow", session.ids.take(5))
+        }
+    }
+    val both = List(2) { number ->
+        model.openSession(32).use { session ->
+            session.setOverflow(Overflow.SLIDE, 5)
+            session.generateIds(IntArray(31) { 3 + it }, greedy.copy(maxTokens = 2)) { true }
+            if (number == 1) session.cancel() // and now an append that must slide
+            val drawn = mutableListOf<Int>()
+            session.generateIds(intArrayOf(9, 8), greedy.copy(maxTokens = 9)) { drawn += it; true }
+            drawn + session.ids.toList()
+        }
+    }
+    say("slide_after_cancel", both[0] == both[1] && both[0].size > 9)
+}
+
+private fun checkSignature(model: BcqModel, file: File, key: ByteArray) {
+    val signature = File("${file.path}.sig").readBytes()
+    model.checkSignature(signature, key)
+    refuse("other_key") { model.checkSignature(signature, key.reversedArray()) }
+}
+
 /** Cancels, then closes, from another thread while a text is made. */
 private fun checkThreads(model: BcqModel, ids: IntArray) {
     val session = model.openSession(128)
@@ -95,6 +146,7 @@ private fun checkThreads(model: BcqModel, ids: IntArray) {
     refuse("closed_session") { session.generateIds(ids) { true } }
 }
 
+@OptIn(ExperimentalStdlibApi::class)
 fun main(args: Array<String>) {
     val file = File(args[0])
     val prompt = File(args[1]).readText()
@@ -104,10 +156,14 @@ fun main(args: Array<String>) {
     say("encoded", ids.toList())
     val greeting = Message(Role.USER, "\u4f60\u597d \ud83d\ude00")
     val messages = listOf(Message(Role.SYSTEM, "Be brief."), greeting)
+    say("chat", model.renderChat(messages))
     say("chat_ids", model.encodeChat(messages).toList())
     checkTexts(model, ids)
     checkSeeds(model, ids)
     checkThreads(model, ids)
+    checkSaved(model, ids, File(args[2]))
+    checkOverflow(model, ids)
+    checkSignature(model, file, args[3].hexToByteArray())
     val left = model.openSession(16)
     model.close()
     model.close()

@@ -19,11 +19,17 @@ final class BcqNative {
     static native void closeModel(long model);
     static native long[] modelInfo(long model);
     static native byte[] section(long model, int kind);
+    static native void checkSignature(long model, byte[] signature, byte[] key);
     static native int[] encode(long model, byte[] text, int flags);
     static native byte[] renderChat(long model, int[] roles, byte[][] contents);
     static native long openSession(long model, long context);
+    static native long loadSession(long model, byte[] path, long context);
+    static native void saveSession(long session, byte[] path);
     static native void closeSession(long session);
     static native long position(long session);
+    static native int[] ids(long session);
+    static native long match(long session, int[] ids);
+    static native void setOverflow(long session, int overflow, long keep);
     static native void truncate(long session, long position);
     static native void append(long session, int[] ids);
     static native void cancel(long session);

@@ -1,6 +1,8 @@
 package org.bcquant;
 
 import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Path;
 import java.util.Arrays;
 import java.util.HexFormat;
 
@@ -72,6 +74,73 @@ final class Check {
         BcqNative.closeModel(model);
     }
 
+    /** Saves after the prompt, goes on elsewhere, and comes back. */
+    private static void savedSession(long model, int[] prompt, String state) throws Exception {
+        long session = BcqNative.openSession(model, 128);
+        BcqNative.append(session, prompt);
+        BcqNative.saveSession(session, utf8(state));
+        say("held", Arrays.toString(BcqNative.ids(session)));
+        int[] other = prompt.clone();
+        other[3] ^= 1;
+        say("match", BcqNative.match(session, other) + " " + BcqNative.match(session, prompt));
+        BcqNative.closeSession(session);
+        session = BcqNative.loadSession(model, utf8(state), 100);
+        say("loaded_held", Arrays.toString(BcqNative.ids(session)));
+        refuse("loaded_no_logits", () -> sampled(BcqNative.loadSession(model, utf8(state), 100)));
+        int[] last = {prompt[prompt.length - 1]};
+        BcqNative.truncate(session, prompt.length - 1);
+        say("loaded_drawn", Arrays.toString(greedy(session, last, 0)));
+        BcqNative.closeSession(session);
+        refuse("small_context", () -> BcqNative.loadSession(model, utf8(state), 4));
+        refuse("no_state", () -> BcqNative.loadSession(model, utf8(state + "?"), 100));
+        refuse("zero_in_state", () -> BcqNative.loadSession(model, utf8("a\0b"), 100));
+    }
+
+    private static void sampled(long session) throws Exception {
+        try {
+            BcqNative.sample(session, 0, 0, 1, 0, 1, 0);
+        } finally {
+            BcqNative.closeSession(session);
+        }
+    }
+
+    /** What each policy does with a text that outgrows 24 tokens. */
+    private static void overflow(long model, int[] prompt) throws Exception {
+        int[] twenty = Arrays.copyOf(prompt, 20);
+        for (int policy = 0; policy < 3; policy++) {
+            long session = BcqNative.openSession(model, 24);
+            BcqNative.setOverflow(session, policy, policy == 2 ? 5 : 0);
+            BcqNative.append(session, twenty);
+            refuse("overflow_" + policy, () -> BcqNative.append(session, Arrays.copyOf(prompt, 8)));
+            say("overflow_ids_" + policy, Arrays.toString(BcqNative.ids(session)));
+            refuse("no_policy", () -> BcqNative.setOverflow(session, 3, 0));
+            refuse("keep", () -> BcqNative.setOverflow(session, 2, 24));
+            BcqNative.closeSession(session);
+        }
+    }
+
+    private static void signature(long model, String path, byte[] key) throws Exception {
+        byte[] signature = Files.readAllBytes(Path.of(path + ".sig"));
+        refuse("signed", () -> BcqNative.checkSignature(model, signature, key));
+        byte[] damaged = signature.clone();
+        damaged[damaged.length - 1] ^= 1;
+        refuse("damaged_signature", () -> BcqNative.checkSignature(model, damaged, key));
+        refuse("no_signature", () -> BcqNative.checkSignature(model, new byte[0], key));
+        refuse("short_key", () -> BcqNative.checkSignature(model, signature, new byte[31]));
+        refuse("null_key", () -> BcqNative.checkSignature(model, signature, null));
+        long unchecked = BcqNative.openModel(utf8(path), false, 1, 0, 0, 0, 0);
+        refuse("unchecked", () -> BcqNative.checkSignature(unchecked, signature, key));
+        BcqNative.closeModel(unchecked);
+    }
+
+    /** A byte of a weight differs: only a check of all bytes sees it. */
+    private static void damagedPackage(String path) throws Exception {
+        refuse("damaged", () -> BcqNative.openModel(utf8(path), true, 2, 0, 0, 0, 0));
+        long model = BcqNative.openModel(utf8(path), false, 2, 0, 0, 0, 0);
+        BcqNative.closeModel(model);
+        say("damaged_unchecked", model != 0);
+    }
+
     private static void refusals(long model, long session, String path) {
         refuse("no_file", () -> BcqNative.openModel(utf8("/n\u00f6/\u6a21\ud83d\ude00.bcq"),
                 false, 1, -1, 1, 0, 0));
@@ -119,6 +188,10 @@ final class Check {
         BcqNative.truncate(session, 0);
         say("fresh_drawn", Arrays.toString(greedy(session, ids, 1000)));
         conversation(model);
+        savedSession(model, ids, args[3]);
+        overflow(model, ids);
+        signature(model, path, HexFormat.of().parseHex(args[4]));
+        damagedPackage(args[5]);
         refusals(model, session, path);
         withoutTokenizer(args[2]);
         for (int i = 0; i < 2; i++) {

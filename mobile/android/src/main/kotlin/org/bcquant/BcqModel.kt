@@ -76,13 +76,17 @@ class BcqModel private constructor(private var handle: Long) : Closeable {
         return BcqNative.encode(handle, text.toByteArray(), flags)
     }
 
-    /** Ids of a conversation that ends where the assistant is to answer. */
+    /** The prompt of a conversation that ends where the assistant is to answer. */
     @Synchronized
-    fun encodeChat(messages: List<Message>): IntArray {
+    fun renderChat(messages: List<Message>): String {
         val roles = IntArray(messages.size) { messages[it].role.ordinal }
         val contents = Array(messages.size) { messages[it].content.toByteArray() }
-        return BcqNative.encode(handle, BcqNative.renderChat(handle, roles, contents), 2)
+        return BcqNative.renderChat(handle, roles, contents).toString(Charsets.UTF_8)
     }
+
+    /** Ids of a conversation that ends where the assistant is to answer. */
+    fun encodeChat(messages: List<Message>): IntArray =
+        encode(renderChat(messages), addSpecial = false, parseSpecial = true)
 
     /** A section of text, 65 to 69 of docs/formats/bcq_package_v1.md; null where there is none. */
     @Synchronized
@@ -95,6 +99,31 @@ class BcqModel private constructor(private var handle: Long) : Closeable {
         val session = BcqSession(this, BcqNative.openSession(handle, context.toLong()), context)
         sessions += session
         return session
+    }
+
+    /**
+     * A session that goes on where the one was that [BcqSession.save] wrote to [file].
+     *
+     * @throws BcqException damaged, of another model or type of cache, or longer than [context]
+     */
+    @Synchronized
+    fun loadSession(file: File, context: Int = maxPositions): BcqSession {
+        val path = file.path.toByteArray()
+        val loaded = BcqNative.loadSession(handle, path, context.toLong())
+        val session = BcqSession(this, loaded, context)
+        sessions += session
+        return session
+    }
+
+    /**
+     * Passes only if [signature], the bytes of MODEL.bcq.sig, was made of this package by the owner
+     * of [publicKey], 32 bytes that the app brings. The model was opened with checkAll.
+     *
+     * @throws BcqException no signature, a damaged one, another key's or another package's
+     */
+    @Synchronized
+    fun checkSignature(signature: ByteArray, publicKey: ByteArray) {
+        BcqNative.checkSignature(handle, signature, publicKey)
     }
 
     /** Cancels and closes what is still open. A second close does nothing. */
@@ -116,7 +145,8 @@ class BcqModel private constructor(private var handle: Long) : Closeable {
     companion object {
         /**
          * Opens [file], shard 0 of a sharded package. Seconds of work with [checkAll] (every
-         * byte's SHA-256, for a file that was just downloaded): not for the main thread.
+         * byte's SHA-256 on [options]' threads, for a file that was just downloaded): not for the
+         * main thread.
          *
          * @throws BcqException damaged, too new, or above the budget
          */

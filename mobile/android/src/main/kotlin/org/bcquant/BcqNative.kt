@@ -24,14 +24,20 @@ internal object BcqNative {
     @JvmStatic external fun closeModel(model: Long)
     @JvmStatic external fun modelInfo(model: Long): LongArray
     @JvmStatic external fun section(model: Long, kind: Int): ByteArray?
+    @JvmStatic external fun checkSignature(model: Long, signature: ByteArray, key: ByteArray)
     @JvmStatic external fun encode(model: Long, text: ByteArray, flags: Int): IntArray
     @JvmStatic external fun renderChat(
         model: Long, roles: IntArray, contents: Array<ByteArray>,
     ): ByteArray
 
     @JvmStatic external fun openSession(model: Long, context: Long): Long
+    @JvmStatic external fun loadSession(model: Long, path: ByteArray, context: Long): Long
+    @JvmStatic external fun saveSession(session: Long, path: ByteArray)
     @JvmStatic external fun closeSession(session: Long)
     @JvmStatic external fun position(session: Long): Long
+    @JvmStatic external fun ids(session: Long): IntArray
+    @JvmStatic external fun match(session: Long, ids: IntArray): Long
+    @JvmStatic external fun setOverflow(session: Long, overflow: Int, keep: Long)
     @JvmStatic external fun truncate(session: Long, position: Long)
     @JvmStatic external fun append(session: Long, ids: IntArray)
     @JvmStatic external fun cancel(session: Long)

@@ -2,6 +2,7 @@ package org.bcquant
 
 import java.io.ByteArrayOutputStream
 import java.io.Closeable
+import java.io.File
 
 /** How tokens are drawn; the defaults are greedy. See bcq_sampling in runtime.h. */
 data class Sampling(
@@ -30,6 +31,9 @@ data class Generation(
 /** Why a text ended; STOPPED: by a stop string, or by the one who asked for ids. */
 enum class Finish { END_TOKEN, STOPPED, MAX_TOKENS, CONTEXT_FULL, CANCELLED }
 
+/** What happens when a text outgrows its context; the number is bcq_overflow. */
+enum class Overflow { ERROR, STOP, SLIDE }
+
 /**
  * One conversation's tokens over a model, from [BcqModel.openSession].
  *
@@ -45,10 +49,51 @@ class BcqSession internal constructor(
 
     @Volatile private var isCancelled = false
     @Volatile private var isClosing = false
+    private var overflow = Overflow.ERROR
+    private var keep = 0
 
     /** Tokens held. */
     val position: Int
         get() = synchronized(calls) { BcqNative.position(handle).toInt() }
+
+    /** The ids of the tokens held. */
+    val ids: IntArray
+        get() = synchronized(calls) { BcqNative.ids(handle) }
+
+    /** How many of the first tokens held are the first of [ids]. */
+    fun match(ids: IntArray): Int = synchronized(calls) { BcqNative.match(handle, ids).toInt() }
+
+    /**
+     * Forgets what is no beginning of [ids] and gives those of them that are still to be appended,
+     * at least the last one: `session.generate(session.keepPrefixOf(prompt)) { ... }` computes of a
+     * talk only what is new.
+     */
+    fun keepPrefixOf(ids: IntArray): IntArray = synchronized(calls) {
+        val kept = minOf(BcqNative.match(handle, ids).toInt(), maxOf(ids.size - 1, 0))
+        BcqNative.truncate(handle, kept.toLong())
+        ids.copyOfRange(kept, ids.size)
+    }
+
+    /**
+     * Chooses what happens from now on when a text outgrows the context.
+     *
+     * ERROR, which every session begins with: a prompt that has no room is a BcqException. STOP:
+     * as much of it is appended as fits. SLIDE: the oldest tokens behind the first [keep] are
+     * forgotten, half of them at a time, and the text goes on; a cancel just then leaves the first
+     * [keep].
+     */
+    fun setOverflow(overflow: Overflow, keep: Int = 0) {
+        synchronized(calls) {
+            BcqNative.setOverflow(handle, overflow.ordinal, keep.toLong())
+            this.overflow = overflow
+            this.keep = keep
+        }
+    }
+
+    /** Writes the tokens held and their caches to [file], for [BcqModel.loadSession]. */
+    fun save(file: File) {
+        synchronized(calls) { BcqNative.saveSession(handle, file.path.toByteArray()) }
+    }
 
     /** Forgets every token from [position] on: to answer again, or to go back to a prefix. */
     fun truncate(position: Int) {
@@ -57,7 +102,8 @@ class BcqSession internal constructor(
 
     /**
      * Appends [ids] and draws tokens, giving each to [onId] as it comes, until an end token (which
-     * is not given), a false from [onId], or a full context. Blocks: not for the main thread.
+     * is not given), a false from [onId], or a full context (see [setOverflow]). Blocks: not for
+     * the main thread.
      *
      * The last id given may not be held yet: a text that goes on starts with it.
      */
@@ -136,22 +182,32 @@ class BcqSession internal constructor(
 
     /** A cancel that came too late for the text that it was meant for is no cancel of this one. */
     private fun appendUnlessCancelled(ids: IntArray): Boolean {
+        val held = if (overflow == Overflow.SLIDE) BcqNative.ids(handle) else IntArray(0)
+        var given = ids
         while (!isCancelled && !isClosing) {
             try {
-                BcqNative.append(handle, ids)
+                BcqNative.append(handle, given)
                 return true
             } catch (error: BcqException) {
                 if (error.status != BcqException.CANCELLED) throw error
+                if (BcqNative.position(handle) < held.size) given = slid(held, ids)
             }
         }
         return false
+    }
+
+    /** What a slide that was cancelled had still to compute behind the first [keep] tokens. */
+    private fun slid(held: IntArray, ids: IntArray): IntArray {
+        val left = minOf((held.size - keep) / 2, context - keep - ids.size)
+        return held.copyOfRange(held.size - left, held.size) + ids
     }
 
     private fun sample(s: Sampling): Int = BcqNative.sample(
         handle, s.temperature, s.topK, s.topP, s.minP, s.repetitionPenalty, s.presencePenalty,
     )
 
-    private fun isFull(): Boolean = BcqNative.position(handle) >= context
+    private fun isFull(): Boolean =
+        overflow != Overflow.SLIDE && BcqNative.position(handle) >= context
 
     private fun give(bytes: ByteArray, onText: (String) -> Unit) {
         if (bytes.isNotEmpty()) onText(String(bytes, Charsets.UTF_8))
