@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bcquant.cli.engine_flags import add_engine_flags
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `eval`."""
     parser.add_argument("what", choices=("ppl",), help="ppl: strided perplexity")
-    parser.add_argument("model", help="checkpoint folder, GGUF file or hub id; float or quantized")
+    parser.add_argument(
+        "model", help="checkpoint folder, .gguf or .bcq file, or hub id; float or quantized"
+    )
     parser.add_argument(
         "--text", default="builtin", metavar="FILE",
         help="text file or folder; builtin = the part of pydoc_data.topics kept from calibration",
@@ -49,9 +52,13 @@ def run(args: argparse.Namespace) -> int:
     check_threads(args.threads)
     text = evaluation_text(args.text)
     label = "windows" if args.engine == "native" else "layers"
-    with open_model(args.model) as source, progress_bar(label, quiet=args.json) as bar:
-        measure = _measure_native if args.engine == "native" else _measure_torch
-        result, facts = measure(args, source, text, bar)
+    with progress_bar(label, quiet=args.json) as bar:
+        if Path(args.model).suffix.lower() == ".bcq":
+            result, facts = _measure_package(args, text, bar)
+        else:
+            with open_model(args.model) as source:
+                measure = _measure_native if args.engine == "native" else _measure_torch
+                result, facts = measure(args, source, text, bar)
     if args.json:
         said = {"model": str(args.model), "text": args.text, **asdict(result), **facts._asdict()}
         print(json.dumps(said))
@@ -61,6 +68,31 @@ def run(args: argparse.Namespace) -> int:
             f"{result.seq_len}, stride {result.stride}), {result.tokens_per_s:.0f} tokens/s"
         )
     return 0
+
+
+def _measure_package(
+    args: argparse.Namespace, text: str, bar: Bar
+) -> tuple[PerplexityResult, EngineFacts]:
+    if args.engine != "native":
+        raise ConfigError(
+            f"{args.model}: a package runs in the native engine; give --engine native, or the "
+            "checkpoint that it was made from"
+        )
+    from bcquant.eval.package_perplexity import package_perplexity
+    from bcquant.kernels.runtime_native import RuntimeOptions
+    from bcquant.runtime.engine_choice import physical_cores
+
+    # What a package says is int8 in one of two ways, or that it has nothing but floats.
+    is_exact = args.precision == "exact"
+    options = RuntimeOptions(
+        args.threads or physical_cores(),
+        "exact" if is_exact else None,
+        "f32" if is_exact else "f16",
+    )
+    return package_perplexity(
+        args.model, text, args.seq_len, args.stride, args.max_tokens, options,
+        lambda done, total: bar(args.model, done, total),
+    )  # fmt: skip
 
 
 def _measure_native(
@@ -113,5 +145,6 @@ VERB = Verb(
     bcquant eval ppl path/to/model --text builtin
     bcquant eval ppl model.gguf --text book.txt --seq-len 2048 --stride 1024 --json
     bcquant eval ppl quantized --engine native --precision int8
+    bcquant eval ppl model.bcq --engine native
     """,
 )

@@ -116,6 +116,7 @@ VERB = Verb(
     run=_run,
     examples="""
         bcquant generate quantized --prompt "The capital of France is"
+        bcquant generate model.bcq --engine native --prompt "Once upon a time"
         bcquant generate model.gguf --chat --prompt "Why is the sky blue?" --temperature 0.7
     """,
 )

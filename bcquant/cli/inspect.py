@@ -1,13 +1,18 @@
-"""`bcquant inspect PATH`: what a checkpoint is, what it costs a weight, and what loads it."""
+"""`bcquant inspect PATH`: what a checkpoint is, what it costs a weight, and what loads it.
+
+A package (`NAME.bcq`) is described by _package_report.py.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bcquant.cli.verb import Verb
+from bcquant.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,15 +26,30 @@ _LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
-    parser.add_argument("path", metavar="PATH", help="a model folder, weight file or hub id")
+    parser.add_argument(
+        "path", metavar="PATH", help="a model folder, weight file, .bcq package or hub id"
+    )
     parser.add_argument("--all", action="store_true", help="list every layer's tensors by name")
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object, every tensor in it"
     )
+    parser.add_argument(
+        "--context", type=int, metavar="N",
+        help="of a package: plan the memory of N tokens (default: 2048, or what the model has)",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report; the exit status is 0 for every checkpoint that can be opened."""
+    """Print the report; the exit status is 0 for everything that can be opened."""
+    if args.context is not None and args.context < 1:
+        raise ConfigError(f"--context is {args.context}; at least 1 is needed")
+    if Path(args.path).suffix.lower() == ".bcq":
+        from bcquant.cli._package_report import print_package
+
+        print_package(args.path, args.context, args.json)
+        return 0
+    if args.context is not None:
+        raise ConfigError(f"--context is of packages, and {args.path} is none; leave it out")
     from bcquant.loaders._collect import collect_facts
     from bcquant.loaders._survey import CHECKPOINT_LOADERS, loaders
 
@@ -152,12 +172,13 @@ def _loader_table(verdicts: list[Verdict]) -> Table:
 
 VERB = Verb(
     name="inspect",
-    help="show a checkpoint's format, shapes, bits per weight and what loads it where",
+    help="show a checkpoint's or package's format, shapes, bits per weight and what loads it where",
     add_arguments=add_arguments,
     run=run,
     examples="""
         bcquant inspect path/to/model
         bcquant inspect model.gguf --all
         bcquant inspect quantized --json
+        bcquant inspect model.bcq --context 4096
     """,
 )

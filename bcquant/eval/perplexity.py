@@ -7,7 +7,7 @@ eval/native_perplexity.py puts the native engine in its place.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,31 +71,56 @@ def measure_perplexity(
     Raises:
         ConfigError: fewer than two tokens of text, or a stride or length out of range.
     """
-    stride = seq_len if stride is None else stride
-    if seq_len < 2:
-        raise ConfigError(f"--seq-len is {seq_len}; at least 2 is needed")
-    if not 1 <= stride <= seq_len:
-        raise ConfigError(f"--stride is {stride}; 1 to --seq-len ({seq_len}) is needed")
-    if max_tokens is not None and max_tokens < 2:
-        raise ConfigError(f"--max-tokens is {max_tokens}; at least 2 is needed")
     start_s = time.monotonic()
+    _window_stride(seq_len, stride, max_tokens)
     tokenizer = open_tokenizer(source.path)
-    ids = np.asarray(tokenizer.encode(text, add_special=False, parse_special=False), np.int64)
-    ids = ids[:max_tokens]
-    if len(ids) < 2:
-        raise ConfigError(f"the text has {len(ids)} tokens; perplexity needs at least 2")
-    nll, scored = 0.0, 0
+    ids = tokenizer.encode(text, add_special=False, parse_special=False)
     if score is None:
         from bcquant.eval.torch_perplexity import torch_scorer
 
         score = torch_scorer(source, progress)
-    for windows, firsts in _batches(ids, seq_len, stride):
+    return score_windows(ids, seq_len, stride, max_tokens, score, start_s)
+
+
+def score_windows(
+    ids: Sequence[int],
+    seq_len: int,
+    stride: int | None,
+    max_tokens: int | None,
+    score: Scorer,
+    start_s: float,
+) -> PerplexityResult:
+    """`measure_perplexity` of a text's ids by any scorer.
+
+    Args:
+        start_s: on time.monotonic(), when the measurement began.
+    Raises:
+        ConfigError: as `measure_perplexity`.
+    """
+    step = _window_stride(seq_len, stride, max_tokens)
+    ids_T = np.asarray(ids, np.int64)[:max_tokens]
+    if len(ids_T) < 2:
+        raise ConfigError(f"the text has {len(ids_T)} tokens; perplexity needs at least 2")
+    nll, scored = 0.0, 0
+    for windows, firsts in _batches(ids_T, seq_len, step):
         nll += score(windows, firsts)
         scored += sum(windows.shape[1] - first for first in firsts)
     seconds = time.monotonic() - start_s
     return PerplexityResult(
-        perplexity(nll, scored), nll / scored, scored, seq_len, stride, seconds, scored / seconds
+        perplexity(nll, scored), nll / scored, scored, seq_len, step, seconds, scored / seconds
     )
+
+
+def _window_stride(seq_len: int, stride: int | None, max_tokens: int | None) -> int:
+    """Tokens between windows; ConfigError: a number is out of range."""
+    step = seq_len if stride is None else stride
+    if seq_len < 2:
+        raise ConfigError(f"--seq-len is {seq_len}; at least 2 is needed")
+    if not 1 <= step <= seq_len:
+        raise ConfigError(f"--stride is {step}; 1 to --seq-len ({seq_len}) is needed")
+    if max_tokens is not None and max_tokens < 2:
+        raise ConfigError(f"--max-tokens is {max_tokens}; at least 2 is needed")
+    return step
 
 
 def _batches(ids: I64Array, seq_len: int, stride: int) -> list[tuple[I64Array, list[int]]]:
