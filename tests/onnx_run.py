@@ -38,7 +38,7 @@ def true_logits(source: Path, ids: Ids) -> F32Array:
     """Logits of models/decoder.py in float32; W8A8 models round activations per token."""
     import torch
 
-    from bcquant.calib.layer_stream import fake_int8_token
+    from bcquant.calib.smoothing import fake_int8_token
     from bcquant.models.decoder import Decoder, plain_linear
 
     def int8_linear(x: torch.Tensor, *rest: Any) -> torch.Tensor:

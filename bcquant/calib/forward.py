@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bcquant.calib.layer_stream import CHUNK_TOKENS, fake_int8_token, gather_rows
+from bcquant.calib.layer_stream import CHUNK_TOKENS, gather_rows
 from bcquant.calib.scratch import ScratchArray
+from bcquant.calib.smoothing import fake_int8_token
 from bcquant.models.architecture import EMBEDDING
 from bcquant.models.attention import make_context
 from bcquant.models.decoder import block_forward, load_block, plain_linear

@@ -23,12 +23,20 @@ from bcquant.calib.dataset import CalibrationTokens
 from bcquant.calib.hessian import Moments
 from bcquant.calib.measure import HEAD_TOKENS, Head, PairMeter
 from bcquant.calib.scratch import ScratchArray
+from bcquant.calib.smoothing import InputProbe, fake_int8_token
 from bcquant.errors import CheckpointError
 from bcquant.models import decoder
 from bcquant.models.architecture import STAGES
 from bcquant.models.attention import attend, make_context
 from bcquant.models.source import ModelSource
 
+# Per stage: what makes its input, and the float vectors of it.
+PRODUCERS = (
+    ("input_layernorm.weight", ("input_layernorm.weight",)),
+    ("self_attn.v_proj", ("self_attn.v_proj.bias",)),
+    ("post_attention_layernorm.weight", ("post_attention_layernorm.weight",)),
+    ("mlp.up_proj", ("mlp.up_proj.bias",)),
+)
 CHUNK_TOKENS = 2048  # tokens that go through a stage at once
 FLOAT, QUANT = 0, 1
 
@@ -55,7 +63,21 @@ class StageData:
 
 
 class StageSolver(Protocol):
-    """Turns stages into quantized weights; owned by the pipeline."""
+    """Turns stages into quantized weights; owned by the pipeline.
+
+    Where the inputs of a stage are scaled by 2^-e, `recall` and `solve` deal in weights whose
+    columns are scaled by 2^e.
+    """
+
+    def input_exponents(
+        self, modules: list[str], probe: Callable[[], InputProbe]
+    ) -> torch.Tensor | None:
+        """e, int8, shape (K,), of a stage with int8 activations; None = inputs as they are.
+
+        Args:
+            probe: what a choice needs to know, measured when it is called.
+        """
+        ...
 
     def recall(self, modules: list[str]) -> Weights | None:
         """Dequantized weights if every one of these modules is already sealed, else None."""
@@ -64,6 +86,19 @@ class StageSolver(Protocol):
     def solve(self, stage: StageData) -> Weights:
         """Quantize and seal; the dequantized weights that the quantized stream goes on with."""
         ...
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A solved stage.
+
+    Attributes:
+        weights: by stream, by short name; of the quantized stream with scaled columns.
+        factors_K: 2^e of the quantized stream's inputs; None = 1.
+    """
+
+    weights: tuple[Weights, Weights]
+    factors_K: torch.Tensor | None
 
 
 class LayerStream:
@@ -167,50 +202,48 @@ class LayerStream:
         hidden = self.hidden
 
         def attn_input(s: int, part: slice) -> torch.Tensor:
-            return self._seen(
-                s, decoder.attn_input(cfg, small[s], hidden[s].read(part.start, part.stop))
-            )
+            return decoder.attn_input(cfg, small[s], hidden[s].read(part.start, part.stop))
 
-        qkv = self._stage(0, solver, attn_input)
+        qkv = self._stage(0, solver, attn_input, small)
         attended = self._within_layer("attended", cfg.q_size)
         for s, part in self._both():
-            x = attn_input(s, part)
+            x = self._seen(s, attn_input(s, part), qkv.factors_K)
             q, k, v = (self._linear(s, x, qkv, small, name) for name in STAGES[0])
             attended[s].write(part.start, attend(cfg, layer, small[s], q, k, v, self.context))
         del qkv
 
         def o_input(s: int, part: slice) -> torch.Tensor:
-            return self._seen(s, attended[s].read(part.start, part.stop))
+            return attended[s].read(part.start, part.stop)
 
-        o = self._stage(1, solver, o_input)
+        o = self._stage(1, solver, o_input, small)
         middle = self._within_layer("middle", cfg.hidden_size)
         for s, part in self._both():
             h = hidden[s].read(part.start, part.stop)
-            h += self._linear(s, o_input(s, part), o, small, STAGES[1][0])
+            x = self._seen(s, o_input(s, part), o.factors_K)
+            h += self._linear(s, x, o, small, STAGES[1][0])
             middle[s].write(part.start, h)
         del o
 
         def mlp_input(s: int, part: slice) -> torch.Tensor:
-            return self._seen(
-                s, decoder.mlp_input(cfg, small[s], middle[s].read(part.start, part.stop))
-            )
+            return decoder.mlp_input(cfg, small[s], middle[s].read(part.start, part.stop))
 
-        gate_up = self._stage(2, solver, mlp_input)
+        gate_up = self._stage(2, solver, mlp_input, small)
         gated = self._within_layer("gated", cfg.intermediate_size)
         for s, part in self._both():
-            x = mlp_input(s, part)
+            x = self._seen(s, mlp_input(s, part), gate_up.factors_K)
             gate, up = (self._linear(s, x, gate_up, small, name) for name in STAGES[2])
             gated[s].write(part.start, decoder.gated(gate, up))
         del gate_up
 
         def down_input(s: int, part: slice) -> torch.Tensor:
-            return self._seen(s, gated[s].read(part.start, part.stop))
+            return gated[s].read(part.start, part.stop)
 
-        down = self._stage(3, solver, down_input)
+        down = self._stage(3, solver, down_input, small)
         following = self._arrays(f"hidden{layer + 1}", cfg.hidden_size)
         for s, part in self._both():
             h = middle[s].read(part.start, part.stop)
-            h += self._linear(s, down_input(s, part), down, small, STAGES[3][0])
+            x = self._seen(s, down_input(s, part), down.factors_K)
+            h += self._linear(s, x, down, small, STAGES[3][0])
             following[s].write(part.start, h)
         for array in following:
             array.sync()
@@ -269,32 +302,74 @@ class LayerStream:
             for part in self.chunks():
                 yield s, part
 
-    def _seen(self, s: int, x: torch.Tensor) -> torch.Tensor:
-        """The input as the stream's linears see it."""
-        return fake_int8_token(x) if s == QUANT and self.activation == "int8_token" else x
+    def _seen(self, s: int, x: torch.Tensor, factors_K: torch.Tensor | None = None) -> torch.Tensor:
+        """The input as the stream's linears see it; the quantized stream's over `factors_K`."""
+        if s == FLOAT or self.activation == "none":
+            return x
+        return fake_int8_token(x if factors_K is None else x / factors_K)
 
     def _linear(
         self,
         s: int,
         x: torch.Tensor,
-        weights: tuple[Weights, Weights],
+        stage: _Stage,
         small: tuple[Weights, Weights],
         name: str,
     ) -> torch.Tensor:
-        return F.linear(x, weights[s][name], small[s].get(f"{name}.bias"))
+        return F.linear(x, stage.weights[s][name], small[s].get(f"{name}.bias"))
 
-    def _stage(self, index: int, solver: StageSolver, inputs: Inputs) -> tuple[Weights, Weights]:
-        """Solve a stage; both streams' weights by short name."""
+    def _stage(
+        self, index: int, solver: StageSolver, inputs: Inputs, small: tuple[Weights, Weights]
+    ) -> _Stage:
+        """Solve a stage."""
         prefix = f"model.layers.{self.layer}."
         names = [prefix + name for name in STAGES[index]]
         weights = {n: self.source_tensor(f"{n}.weight") for n in names}
+        factors_K = None
+        if self.activation != "none":
+            found = solver.input_exponents(
+                names, lambda: self._probe(index, weights, inputs, small[QUANT])
+            )
+            factors_K = None if found is None else found.to(torch.float32).exp2()
         done = solver.recall(names)
         if done is None:
-            done = solver.solve(self.observe(weights, inputs))
-        return (
-            {n[len(prefix) :]: w for n, w in weights.items()},
-            {n[len(prefix) :]: w for n, w in done.items()},
+            scaled = weights
+            if factors_K is not None:
+                scaled = {n: w * factors_K for n, w in weights.items()}
+
+            def seen(s: int, part: slice) -> torch.Tensor:
+                x = inputs(s, part)
+                if s == FLOAT and factors_K is not None:
+                    return x / factors_K
+                return self._seen(s, x, factors_K)
+
+            done = solver.solve(self.observe(scaled, seen))
+        short = len(prefix)
+        return _Stage(
+            ({n[short:]: w for n, w in weights.items()}, {n[short:]: w for n, w in done.items()}),
+            factors_K,
         )
+
+    def _probe(self, index: int, weights: Weights, inputs: Inputs, stored: Weights) -> InputProbe:
+        """Peaks and held-out inputs of the quantized stream, before they are rounded."""
+        cfg, in_features = self.source.config, next(iter(weights.values())).shape[1]
+        producer, vectors = PRODUCERS[index]
+        rows_K = torch.arange(in_features)
+        if index == 1:  # query heads that share a value head share its rows
+            head, place = rows_K // cfg.head_dim, rows_K % cfg.head_dim
+            rows_K = head // (cfg.num_heads // cfg.num_kv_heads) * cfg.head_dim + place
+        train, select = self.tokens.num_train, self.tokens.num_select
+        peaks_K = torch.zeros(in_features)
+        for part in self.chunks(0, train):
+            peak = inputs(QUANT, part).flatten(0, 1).abs().nan_to_num(0.0, 0.0, 0.0).amax(0)
+            peaks_K = torch.maximum(peaks_K, peak)
+        held = [inputs(QUANT, part).flatten(0, 1) for part in self.chunks(train, train + select)]
+        held_MK = torch.cat(held) if held else torch.zeros(0, in_features)
+        held_MK = held_MK[torch.isfinite(held_MK.sum(-1))]
+        return InputProbe(
+            weights, f"model.layers.{self.layer}.{producer}", rows_K, peaks_K, held_MK,
+            tuple(stored[name] for name in vectors if name in stored),
+        )  # fmt: skip
 
     def observe(self, weights: Weights, inputs: Inputs) -> StageData:
         """Accumulate the moments and held-out inputs of a stage."""
@@ -310,12 +385,6 @@ class LayerStream:
             held_float = torch.cat([held_float, x[finite_M]])
             held_quant = torch.cat([held_quant, seen[finite_M]])
         return StageData(weights, moments, held_float, held_quant)
-
-
-def fake_int8_token(x: torch.Tensor) -> torch.Tensor:
-    """Round activations as a W8A8 kernel does: int8, symmetric, one scale per token (last dim)."""
-    scale = x.abs().amax(-1, keepdim=True).clamp_min(1e-12) / 127.0
-    return (x / scale).round_().clamp_(-128, 127).mul_(scale)
 
 
 def gather_rows(

@@ -10,7 +10,7 @@ import torch
 
 from bcquant.calib.dataset import I64Array
 from bcquant.calib.forward import final_hidden
-from bcquant.calib.layer_stream import fake_int8_token
+from bcquant.calib.smoothing import fake_int8_token
 from bcquant.calib.measure import Head, nll_sum
 from bcquant.eval.perplexity import Scorer
 from bcquant.models.architecture import EMBEDDING, FINAL_NORM, HEAD
@@ -24,7 +24,7 @@ def torch_scorer(source: ModelSource, progress: Callable[[int, int], None]) -> S
     Args:
         progress: called after every layer with (layers done, layers).
     """
-    head, seen = _load_head(source), _head_input(source)
+    head, seen = load_head(source), head_input(source)
 
     def score(windows: I64Array, firsts: list[int]) -> float:
         nll = 0.0
@@ -43,7 +43,7 @@ def torch_scorer(source: ModelSource, progress: Callable[[int, int], None]) -> S
     return score
 
 
-def _load_head(source: ModelSource) -> Head:
+def load_head(source: ModelSource) -> Head:
     """Final norm and lm_head in float32."""
     name = HEAD if source.has(HEAD) else EMBEDDING
     return Head(
@@ -53,7 +53,7 @@ def _load_head(source: ModelSource) -> Head:
     )
 
 
-def _head_input(source: ModelSource) -> Callable[[torch.Tensor], torch.Tensor]:
+def head_input(source: ModelSource) -> Callable[[torch.Tensor], torch.Tensor]:
     """What lm_head sees of its input: a W8A8 one gets it rounded to int8 per token."""
     is_quantized = source.has(HEAD) and source.stored_dtype(HEAD) == "quantized"
     if is_quantized and source.quant and source.quant.format.activation == "int8_token":

@@ -27,6 +27,7 @@ from bcquant.models.architecture import (
 )
 from bcquant.models.source import ModelSource
 from bcquant.pipeline.output_config import output_config, quantization_config
+from bcquant.pipeline.sealed import SealedModel
 from bcquant.quant import repack
 from bcquant.quant.stored_shapes import stored_shapes
 from bcquant.quant.tensors import QuantizedTensor
@@ -176,14 +177,14 @@ def write_output(
     source: ModelSource,
     recipe: Recipe,
     layout: Layout,
-    recall: Callable[[str], QuantizedTensor],
+    sealed: SealedModel,
     documents: Mapping[str, Any],
     copy_tokenizer: Callable[[Path], object],
 ) -> None:
     """Write the whole checkpoint beside `folder`, then give it that name in one rename.
 
     Args:
-        recall: full module name -> its canonical weight.
+        sealed: canonical weights of the modules, and what else changes with them.
         documents: file name -> JSON value (manifest, report).
         copy_tokenizer: writes tokenizer files into the folder it is given.
     Raises:
@@ -195,7 +196,7 @@ def write_output(
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         unfinished.mkdir(parents=True)
-        plan = _Plan(source, recipe, layout, recall)
+        plan = _Plan(source, recipe, layout, sealed)
         metadata = {"format": "pt"}
         write_sharded(unfinished, plan.specs, plan.fetch, recipe.max_shard_bytes, metadata)
         quantization = quantization_config(recipe, layout.keeps_names)
@@ -229,9 +230,9 @@ class _Plan:
         source: ModelSource,
         recipe: Recipe,
         layout: Layout,
-        recall: Callable[[str], QuantizedTensor],
+        sealed: SealedModel,
     ) -> None:
-        self.source, self.recipe, self.layout, self.recall = source, recipe, layout, recall
+        self.source, self.recipe, self.layout, self.sealed = source, recipe, layout, sealed
         self.specs: list[TensorSpec] = []
         self._makers: dict[str, Callable[[], Stored]] = {}
         self._cache: tuple[str, dict[str, Stored]] = ("", {})
@@ -273,16 +274,21 @@ class _Plan:
 
     def _float(self, name: str) -> Stored:
         wanted = self.layout.float_dtype
-        if self.source.stored_dtype(name) == wanted:
+        values = self.sealed.changed_float(name)
+        if values is None and self.source.stored_dtype(name) == wanted:
             return self.source.raw(name)
-        values = self.source.weight(name)
+        if values is None:
+            values = self.source.weight(name)
         if wanted == "BF16":
             return RawTensor("BF16", values.shape, f32_to_bf16(values))
         return values.astype(np.float16)
 
     def _stored(self, module: str, parts: list[str], suffix: str) -> Stored:
         if self._cache[0] != module:
-            self._cache = (module, dict(self._repacked(_stack([self.recall(p) for p in parts]))))
+            self._cache = (
+                module,
+                dict(self._repacked(_stack([self.sealed.tensor(p) for p in parts]))),
+            )
         return self._cache[1][suffix]
 
     def _repacked(self, q: QuantizedTensor) -> Mapping[str, Stored]:

@@ -38,11 +38,12 @@ from bcquant.pipeline.output import (
 )
 from bcquant.pipeline.report import REPORT_NAME, report
 from bcquant.pipeline.resume import Journal
+from bcquant.pipeline.sealed import SealedModel
 from bcquant.pipeline.sealer import Progress, Sealer
 from bcquant.runtime.self_sample import sample_sequences
 from bcquant.runtime.tokenizer import open_tokenizer
 from bcquant.runtime.tokenizer_export import export_tokenizer
-from bcquant.spec.manifest import MANIFEST_NAME, Figures, Manifest
+from bcquant.spec.manifest import MANIFEST_NAME, Figures, Manifest, ManifestRow
 from bcquant.spec.recipe import Recipe
 
 
@@ -83,15 +84,17 @@ def quantize_model(
         if os.path.lexists(out):
             return _finished_before(out, work, fingerprint)
         with Journal(work, fingerprint, restart) as journal:
-            sealer = Sealer(journal, recipe, quantized_modules(source, recipe), progress)
+            modules = quantized_modules(source, recipe)
+            sealer = Sealer(journal, recipe, modules, layout.torch_dtype, progress)
             if journal.whole_model is None:
                 _run_layers(source, tokens, layout, sealer)
-            manifest = _manifest(journal, fingerprint, sealer.modules)
+            sealed = SealedModel(source, journal, recipe)
+            manifest = _manifest(journal, fingerprint, [sealed.row(m) for m in modules])
             summary = report(manifest, journal.seconds)
             progress("writing", len(sealer.modules), len(sealer.modules))
             documents = {MANIFEST_NAME: manifest.as_dict(), REPORT_NAME: summary}
             write_output(
-                out, source, recipe, layout, sealer.tensor, documents,
+                out, source, recipe, layout, sealed, documents,
                 lambda folder: export_tokenizer(source.path, folder),
             )  # fmt: skip
         shutil.rmtree(work, ignore_errors=True)
@@ -198,13 +201,13 @@ def _fingerprint(source: ModelSource, recipe: Recipe, tokens: CalibrationTokens)
     }
 
 
-def _manifest(journal: Journal, fingerprint: dict[str, Any], modules: list[str]) -> Manifest:
+def _manifest(journal: Journal, fingerprint: dict[str, Any], rows: list[ManifestRow]) -> Manifest:
     return Manifest(
         __version__,
         fingerprint["recipe"],
         fingerprint["source"],
         fingerprint["calibration"],
         fingerprint["versions"],
-        tuple(journal.rows[m] for m in modules),
+        tuple(rows),
         journal.whole_model or {},
     )

@@ -84,6 +84,8 @@ class Recipe:
         retarget_strengths: strengths a tried besides 0 in W* = W + a W (dX^T X^) H^-1; () = off.
             With the guard, the best strength between those tried follows.
         retarget_damp_percent: damping of that solve.
+        smooth_strengths: with int8 activations, strengths tried for moving outliers of a stage's
+            input into its weights, besides leaving it as it is; see `calib.smoothing`.
         guard: keep, per module, the best candidate on held-out tokens; False keeps the last one
             (the ablation benchmark's switch).
     """
@@ -95,6 +97,7 @@ class Recipe:
     calib: CalibOptions = field(default_factory=CalibOptions)
     retarget_strengths: tuple[float, ...] = (0.5, 1.0)
     retarget_damp_percent: float = 0.05
+    smooth_strengths: tuple[float, ...] = (0.5, 0.65, 0.8)
     guard: bool = True
     output: str = "gptq"
     lm_head: bool = False
@@ -113,6 +116,9 @@ class Recipe:
         for strength in self.retarget_strengths:
             if not 0.0 < strength <= 1.0:
                 raise ConfigError(f"retarget strength {strength}; 0 < a <= 1 is needed")
+        for strength in self.smooth_strengths:
+            if not 0.0 < strength <= 1.0:
+                raise ConfigError(f"smoothing strength {strength}; 0 < a <= 1 is needed")
 
     def format_of(self, module: str) -> QuantFormat:
         """Format of a module by its full canonical name."""

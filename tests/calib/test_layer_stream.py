@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +19,10 @@ from bcquant.calib.layer_stream import (
     LayerStream,
     StageData,
     Weights,
-    fake_int8_token,
     gather_rows,
 )
 from bcquant.calib.measure import Head, PairMeter
+from bcquant.calib.smoothing import InputProbe, fake_int8_token
 from bcquant.errors import CheckpointError
 from bcquant.models.architecture import STAGES
 from bcquant.models.attention import make_context
@@ -61,6 +61,11 @@ class Recorder:
     def __init__(self, change: float = 1.0, sealed: Weights | None = None) -> None:
         self.change, self.sealed = change, sealed or {}
         self.stages: dict[tuple[str, ...], StageData] = {}
+
+    def input_exponents(
+        self, modules: list[str], probe: Callable[[], InputProbe]
+    ) -> torch.Tensor | None:
+        return None
 
     def recall(self, modules: list[str]) -> Weights | None:
         if any(m not in self.sealed for m in modules):

@@ -21,7 +21,7 @@ from judges.harness import (
     quantize,
 )
 
-from bcquant.calib.layer_stream import fake_int8_token
+from bcquant.calib.smoothing import fake_int8_token
 from bcquant.quant.limits import reader_limits
 from bcquant.spec.quant_format import QuantFormat
 from bcquant.spec.recipe import SolveOptions

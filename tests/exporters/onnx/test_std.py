@@ -13,7 +13,7 @@ import torch
 from factory import FAMILIES, make_tiny
 from tiny_quantized import NEAREST, quantized_folder
 
-from bcquant.calib.layer_stream import fake_int8_token
+from bcquant.calib.smoothing import fake_int8_token
 from bcquant.exporters.onnx import EXPORTER
 from bcquant.exporters.onnx.options import OnnxOptions
 from bcquant.exporters.onnx.std import _signed

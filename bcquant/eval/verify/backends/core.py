@@ -93,7 +93,7 @@ class CoreBackend:
         """See `Backend.logits`."""
         import torch.nn.functional as F
 
-        from bcquant.calib.layer_stream import fake_int8_token
+        from bcquant.calib.smoothing import fake_int8_token
         from bcquant.models.norm import rms_norm
         from bcquant.models.precision import fast_float32
 
@@ -150,7 +150,7 @@ class CoreBackend:
 
 def _int8_linear() -> Linear:
     """A Linear whose input is rounded to int8 per token, as W8A8 kernels do."""
-    from bcquant.calib.layer_stream import fake_int8_token
+    from bcquant.calib.smoothing import fake_int8_token
     from bcquant.models.decoder import plain_linear
 
     def linear(
