@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from bcquant.spec.presets import PRESETS, TUNE_STEPS, with_quality, with_tuning
+from bcquant.spec.recipe import ROTATIONS
 
 if TYPE_CHECKING:
     from bcquant.spec.recipe import CalibOptions, Recipe
@@ -33,6 +37,20 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="chooses the calibration text (0)"
     )
+    parser.add_argument(
+        "--quality", default="default", choices=tuple(PRESETS),
+        help="fast: one pass of error feedback; best: as --tune (default)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tune", type=int, nargs="?", const=TUNE_STEPS, metavar="STEPS",
+        help="train scales and norms by KL to the float model at the end; holds the whole model "
+        f"in memory ({TUNE_STEPS} steps if no number is given)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--rotate", default="none", choices=ROTATIONS,
+        help="fold a rotation into the weights first: of each value head, or of the residual "
+        "stream too, which unties a tied lm_head (none)",
+    )  # fmt: skip
     parser.add_argument("--lm-head", action="store_true", help="quantize lm_head too")
     parser.add_argument(
         "--keep-arch", action="store_true", help="keep Baichuan's names instead of LLaMA's"
@@ -50,6 +68,14 @@ def calib_options(args: argparse.Namespace) -> CalibOptions:
     return CalibOptions(args.calib, args.calib_tokens, args.seq_len, args.seed)
 
 
+def with_effort(args: argparse.Namespace, recipe: Recipe) -> Recipe:
+    """The recipe as --quality and --tune want it."""
+    recipe = replace(with_quality(recipe, args.quality), rotate=args.rotate)
+    if args.tune is None:
+        return recipe
+    return with_tuning(recipe, args.tune)
+
+
 def default_output(model: str, suffix: str) -> Path:
     """Where the result goes without -o: beside a local model, else in the current folder."""
     path = Path(model)
@@ -60,12 +86,18 @@ def default_output(model: str, suffix: str) -> Path:
     return folder / f"{stem.split('@')[0]}-{suffix}"
 
 
+def output_folder(args: argparse.Namespace, suffix: str) -> Path:
+    """Where the result goes: -o, or the default."""
+    return Path(args.out) if args.out else default_output(args.model, suffix)
+
+
 def run_recipe(args: argparse.Namespace, recipe: Recipe, suffix: str) -> int:
     """Quantize, then print the report."""
     from bcquant.cli.progress import progress_bar
     from bcquant.pipeline.quantize import quantize_model
 
-    out = Path(args.out) if args.out else default_output(args.model, suffix)
+    recipe = with_effort(args, recipe)
+    out = output_folder(args, suffix)
     try:
         with progress_bar("modules", quiet=args.json) as bar:
             result = quantize_model(args.model, out, recipe, args.restart, bar)
@@ -81,6 +113,10 @@ def run_recipe(args: argparse.Namespace, recipe: Recipe, suffix: str) -> int:
     console = Console()
     for table in tables(result.manifest, candidate_seconds(result.report)):
         console.print(table)
+    if tuning := result.report.get("tuning"):
+        kls = f"{tuning['kl_before']:.4g} -> {tuning['kl_after']:.4g} nats"
+        kept = f"state of step {tuning['best_step']} kept, {tuning['seconds']:.0f} s"
+        console.print(f"tuned: held-out KL {kls}, {kept}", markup=False, soft_wrap=True)
     for limit in result.report["reader_limits"]:
         console.print(f"note: {limit}", markup=False, soft_wrap=True)
     console.print(f"seed {recipe.calib.seed}, calibration {result.manifest.calibration['origin']}")

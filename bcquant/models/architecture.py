@@ -30,7 +30,8 @@ HEAD = "lm_head.weight"
 MACHINERY = frozenset(
     {
         "alibi", "architecture", "attention", "decoder", "gguf_config", "hf_config", "hf_fields",
-        "norm", "precision", "quantized_source", "rope", "rope_scaling", "rope_tables", "source",
+        "norm", "precision", "quantized_source", "rope", "rope_scaling", "rope_tables",
+        "rotated_source", "rotation", "source",
     }
 )  # fmt: skip
 

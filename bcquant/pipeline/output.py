@@ -27,7 +27,7 @@ from bcquant.models.architecture import (
 )
 from bcquant.models.source import ModelSource
 from bcquant.pipeline.output_config import output_config, quantization_config
-from bcquant.pipeline.sealed import SealedModel
+from bcquant.pipeline.sealed import FoldedModel
 from bcquant.quant import repack
 from bcquant.quant.stored_shapes import stored_shapes
 from bcquant.quant.tensors import QuantizedTensor
@@ -177,7 +177,7 @@ def write_output(
     source: ModelSource,
     recipe: Recipe,
     layout: Layout,
-    sealed: SealedModel,
+    sealed: FoldedModel,
     documents: Mapping[str, Any],
     copy_tokenizer: Callable[[Path], object],
 ) -> None:
@@ -230,7 +230,7 @@ class _Plan:
         source: ModelSource,
         recipe: Recipe,
         layout: Layout,
-        sealed: SealedModel,
+        sealed: FoldedModel,
     ) -> None:
         self.source, self.recipe, self.layout, self.sealed = source, recipe, layout, sealed
         self.specs: list[TensorSpec] = []

@@ -16,17 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from bcquant import __version__
 from bcquant.calib.dataset import CalibrationTokens, I64Array, calibration_tokens
 from bcquant.calib.layer_stream import QUANT, LayerStream
 from bcquant.calib.measure import Head, PairMeter
+from bcquant.calib.tunable import SealedModel
 from bcquant.errors import BcquantError, ExportError
 from bcquant.io.atomic import check_writable
 from bcquant.io.json_file import read_json_object
 from bcquant.models.architecture import EMBEDDING, FINAL_NORM, HEAD
 from bcquant.models.precision import fast_float32
+from bcquant.models.rotated_source import rotate
 from bcquant.models.source import ModelSource, open_model
 from bcquant.pipeline.identity import identity
 from bcquant.pipeline.output import (
@@ -37,9 +40,10 @@ from bcquant.pipeline.output import (
     write_output,
 )
 from bcquant.pipeline.report import REPORT_NAME, report
-from bcquant.pipeline.resume import Journal
-from bcquant.pipeline.sealed import SealedModel
+from bcquant.pipeline.resume import Arrays, Journal
+from bcquant.pipeline.sealed import FoldedModel
 from bcquant.pipeline.sealer import Progress, Sealer
+from bcquant.pipeline.tune import tune_scales
 from bcquant.runtime.self_sample import sample_sequences
 from bcquant.runtime.tokenizer import open_tokenizer
 from bcquant.runtime.tokenizer_export import export_tokenizer
@@ -76,7 +80,12 @@ def quantize_model(
     if os.path.lexists(out) and (restart or not work.exists()):
         raise _exists(out)
     check_writable(out.parent, 0)
-    with open_model(source_path) as source, fast_float32(), torch.inference_mode():
+    with (
+        open_model(source_path) as opened,
+        rotate(opened, recipe.rotate, recipe.calib.seed) as source,
+        fast_float32(),
+        torch.inference_mode(),
+    ):
         layout = choose_layout(source, recipe)
         check_floats(source, recipe, layout)
         tokens = _tokens(source, recipe)
@@ -88,9 +97,13 @@ def quantize_model(
             sealer = Sealer(journal, recipe, modules, layout.torch_dtype, progress)
             if journal.whole_model is None:
                 _run_layers(source, tokens, layout, sealer)
-            sealed = SealedModel(source, journal, recipe)
+            sealed = FoldedModel(source, journal, recipe)
+            if recipe.tune.steps and journal.tuning is None:
+                _tune(source, tokens, layout, sealed, progress)
             manifest = _manifest(journal, fingerprint, [sealed.row(m) for m in modules])
             summary = report(manifest, journal.seconds)
+            if journal.tuning is not None:
+                summary["tuning"] = journal.tuning
             progress("writing", len(sealer.modules), len(sealer.modules))
             documents = {MANIFEST_NAME: manifest.as_dict(), REPORT_NAME: summary}
             write_output(
@@ -163,6 +176,36 @@ def _measure(
     figures = meter.figures() if meter.tokens else {}
     # JSON has no infinity: a model that overflows still gets its report.
     return {key: value if math.isfinite(value) else None for key, value in figures.items()}
+
+
+def _tune(
+    source: ModelSource,
+    tokens: CalibrationTokens,
+    layout: Layout,
+    sealed: FoldedModel,
+    progress: Progress,
+) -> None:
+    """Tune the whole model and make the result durable, with the figures that it now has."""
+    journal, recipe = sealed.journal, sealed.recipe
+
+    def stored_float(name: str) -> npt.NDArray[np.float32]:
+        values = sealed.changed_float(name)
+        values = source.weight(name) if values is None else values
+        rounded = torch.from_numpy(values).to(layout.torch_dtype).to(torch.float32)
+        return np.asarray(rounded.numpy())
+
+    model = SealedModel(
+        sealed.untuned, stored_float, layout.torch_dtype, recipe.format.activation, recipe.lm_head
+    )
+    tuned = tune_scales(source, tokens, model, recipe.tune, journal.scratch, progress)
+    facts = {
+        "best_step": tuned.best_step, "kl_before": tuned.kl_before, "kl_after": tuned.kl_after,
+        "curve": tuned.curve, "note": tuned.note, "seconds": round(tuned.seconds, 1),
+    }  # fmt: skip
+    changed: Arrays = {**tuned.scales, **tuned.floats} if tuned.best_step else {}
+    journal.seal_tuned(changed, facts)
+    if tuned.whole_model:
+        journal.measured(dict(tuned.whole_model[1]))
 
 
 def _tokens(source: ModelSource, recipe: Recipe) -> CalibrationTokens:

@@ -26,6 +26,7 @@ from bcquant.io.safetensors import SafetensorsFile
 from bcquant.io.writer import remove_partials, write_safetensors
 from bcquant.spec.manifest import Figures, ManifestRow
 
+TUNED = "tuned"  # file of what tuning changed, beside those of the modules
 Arrays = dict[str, npt.NDArray[Any]]
 Seconds = dict[str, float]  # by candidate
 
@@ -45,6 +46,8 @@ class Journal:
         self.seconds: dict[str, Seconds] = {}
         self.layers_done = 0
         self.whole_model: Figures | None = None
+        self.tuning: dict[str, Any] | None = None
+        self.tuned: Arrays = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = (folder / "journal.jsonl").open("a+b")
@@ -60,6 +63,7 @@ class Journal:
         try:
             self._prepare(restart)
             self._replay(json.loads(json.dumps(fingerprint)))
+            self.tuned = self._recall_tuned()
             remove_partials(folder / "modules")
         except BaseException:
             self._close()
@@ -133,6 +137,8 @@ class Journal:
         self.layers_done = max(self.layers_done, int(event.get("layers_done", 0)))
         if "whole_model" in event:
             self.whole_model = dict(event["whole_model"])
+        if "tuning" in event:
+            self.tuning = dict(event["tuning"])
 
     def _append(self, event: dict[str, Any]) -> None:
         try:
@@ -158,14 +164,17 @@ class Journal:
         Raises:
             CheckpointError: the file is gone or is not what was sealed.
         """
-        path = self._path(module)
+        return self._read(module, self.rows[module].digest)
+
+    def _read(self, name: str, digest: str) -> Arrays:
+        path = self._path(name)
         if not path.exists():
             raise CheckpointError(
                 f"{path}: missing, though the journal names it; run with --restart"
             )
         with SafetensorsFile(path) as file:
             tensors = {name: file.read(name) for name in file.tensors}
-        if digest_arrays(tensors) != self.rows[module].digest:
+        if digest_arrays(tensors) != digest:
             raise CheckpointError(
                 f"{path}: not what was sealed (SHA-256 differs); run with --restart"
             )
@@ -184,6 +193,16 @@ class Journal:
         """Record the whole-model figures."""
         self._append({"whole_model": figures})
         self.whole_model = figures
+
+    def seal_tuned(self, tensors: Arrays, facts: Mapping[str, Any]) -> None:
+        """Make tuned scales (by module) and floats (by tensor name) durable, and how it went."""
+        write_safetensors(self._path(TUNED), tensors, {"format": "pt"})
+        tuning = {**facts, "digest": digest_arrays(tensors)}
+        self._append({"tuning": tuning})
+        self.tuning, self.tuned = tuning, tensors
+
+    def _recall_tuned(self) -> Arrays:
+        return {} if self.tuning is None else self._read(TUNED, self.tuning["digest"])
 
     def _path(self, module: str) -> Path:
         return self.folder / "modules" / f"{module}.safetensors"

@@ -31,18 +31,24 @@ _CONSUMERS = {
 }
 
 
-class SealedModel:
+class FoldedModel:
     """What `journal` holds, folded. Reads files; keeps nothing."""
 
     def __init__(self, source: ModelSource, journal: Journal, recipe: Recipe) -> None:
         self.source, self.journal, self.recipe = source, journal, recipe
 
     def tensor(self, module: str) -> QuantizedTensor:
-        """A module's canonical weight.
+        """A module's canonical weight, with tuned scales if the run has tuned them.
 
         Raises:
             CheckpointError: its file is gone or is not what was sealed.
         """
+        q = self.untuned(module)
+        tuned = self.journal.tuned.get(module)
+        return q if tuned is None else replace(q, scales_NG=tuned)
+
+    def untuned(self, module: str) -> QuantizedTensor:
+        """A module's canonical weight before tuning."""
         arrays = self.journal.recall(module)
         scales = arrays["scales"]
         factors = self._row_factors(module)
@@ -59,7 +65,9 @@ class SealedModel:
         return replace(row, digest=digest_arrays(arrays))
 
     def changed_float(self, name: str) -> F32Array | None:
-        """A norm or bias that takes an input scale over; None = as in the source."""
+        """A norm or bias that is tuned or takes an input scale over; None = as in the source."""
+        if name in self.journal.tuned:
+            return self.journal.tuned[name]
         factors = self._row_factors(name)
         if factors is None:
             return None

@@ -7,7 +7,9 @@ from typing import Any
 
 from bcquant.errors import ConfigError
 from bcquant.spec.quant_format import QuantFormat
+from bcquant.spec.tune_options import TuneOptions
 
+ROTATIONS = ("none", "heads", "residual")
 OUTPUT_FORMATS = ("gptq", "gptq_v2", "compressed-tensors")
 
 
@@ -86,6 +88,10 @@ class Recipe:
         retarget_damp_percent: damping of that solve.
         smooth_strengths: with int8 activations, strengths tried for moving outliers of a stage's
             input into its weights, besides leaving it as it is; see `calib.smoothing`.
+        rotate: rotation folded into the weights first, which changes no function of the float
+            model: "heads" turns each value head's space, "residual" the residual stream too (and
+            unties a tied head); see `models.rotated_source`.
+        tune: scales, norms and biases of the finished model trained by KL; 0 steps = off.
         guard: keep, per module, the best candidate on held-out tokens; False keeps the last one
             (the ablation benchmark's switch).
     """
@@ -98,6 +104,8 @@ class Recipe:
     retarget_strengths: tuple[float, ...] = (0.5, 1.0)
     retarget_damp_percent: float = 0.05
     smooth_strengths: tuple[float, ...] = (0.5, 0.65, 0.8)
+    rotate: str = "none"
+    tune: TuneOptions = field(default_factory=TuneOptions)
     guard: bool = True
     output: str = "gptq"
     lm_head: bool = False
@@ -108,6 +116,10 @@ class Recipe:
         if self.output not in OUTPUT_FORMATS:
             raise ConfigError(
                 f"--format is {self.output!r}; one of {', '.join(OUTPUT_FORMATS)} is needed"
+            )
+        if self.rotate not in ROTATIONS:
+            raise ConfigError(
+                f"--rotate is {self.rotate!r}; one of {', '.join(ROTATIONS)} is needed"
             )
         if not 0.0 < self.retarget_damp_percent < 1.0:
             raise ConfigError(
