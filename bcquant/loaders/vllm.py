@@ -29,7 +29,9 @@ def judge(subject: Subject) -> Verdict:
         return _awq(subject.quant.format)
     fmt = subject.quant.format
     is_gptq = subject.quant.method == "gptq"
-    refused = _gptq_refusal(subject, fmt) if is_gptq else _compressed_refusal(subject, fmt)
+    formats = [fmt, *(o.format for o in subject.quant.dynamic if o.format is not None)]
+    refusal = _gptq_refusal if is_gptq else _compressed_refusal
+    refused = next(filter(None, (refusal(subject, one) for one in formats)), None)
     if refused:
         return Verdict(NAME, "no", refused)
     if fmt.activation == "int8_token":

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
+from bcquant.models.architecture import STAGES
 from bcquant.pipeline.guard import PREPARATION
 from bcquant.quant.limits import reader_limits
 from bcquant.spec.manifest import Figures, Manifest, ManifestRow
@@ -30,6 +31,7 @@ def report(manifest: Manifest, seconds: Seconds) -> dict[str, Any]:
     modules = [
         {
             "module": row.module,
+            "bits": row.bits,
             "candidate": row.candidate,
             "loss_before": row.losses.get("rtn"),
             "loss_after": row.losses.get(row.candidate),
@@ -69,12 +71,14 @@ def limits(manifest: Manifest) -> list[str]:
 
 
 def tables(manifest: Manifest, seconds: Seconds | None = None) -> list[Table]:
-    """Losses by kind of module, candidates and what they cost, and the whole model's figures.
+    """Bits where they differ, losses by kind of module, candidates and the whole model's figures.
 
     Args:
         seconds: `candidate_seconds` by module; without them the table of candidates shows none.
     """
     result = [_modules_table(manifest), _candidates_table(manifest, seconds or {})]
+    if len({row.bits for row in manifest.modules}) > 1:
+        result.insert(0, _bits_table(manifest))
     if manifest.whole_model:
         result.append(_whole_model_table(manifest.whole_model))
     return result
@@ -83,6 +87,21 @@ def tables(manifest: Manifest, seconds: Seconds | None = None) -> list[Table]:
 def candidate_seconds(summary: Mapping[str, Any]) -> Seconds:
     """The seconds that a report holds."""
     return {row["module"]: row["candidate_seconds"] for row in summary["modules"]}
+
+
+def _bits_table(manifest: Manifest) -> Table:
+    """Bits of every fused set; a digit a layer."""
+    table = Table(title="bits allocated")
+    table.add_column("modules")
+    table.add_column("bits a weight, layer by layer", overflow="fold")
+    bits = {row.module: row.bits for row in manifest.modules}
+    for stage in STAGES:
+        found = [value for module, value in bits.items() if module.endswith(f".{stage[0]}")]
+        names = ", ".join(short.split(".")[-1] for short in stage)
+        table.add_row(names, "".join(map(str, found)))
+    if "lm_head" in bits:
+        table.add_row("lm_head", str(bits["lm_head"]))
+    return table
 
 
 def _modules_table(manifest: Manifest) -> Table:
