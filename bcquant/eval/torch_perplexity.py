@@ -10,8 +10,8 @@ import torch
 
 from bcquant.calib.dataset import I64Array
 from bcquant.calib.forward import final_hidden
-from bcquant.calib.smoothing import fake_int8_token
 from bcquant.calib.measure import Head, nll_sum
+from bcquant.calib.smoothing import fake_int8_token
 from bcquant.eval.perplexity import Scorer
 from bcquant.models.architecture import EMBEDDING, FINAL_NORM, HEAD
 from bcquant.models.precision import fast_float32
