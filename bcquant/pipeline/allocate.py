@@ -14,19 +14,18 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bcquant.calib.dataset import CalibrationTokens, I64Array, calibration_tokens
+from bcquant.calib.dataset import CalibrationTokens
 from bcquant.calib.sensitivity import SetCost
 from bcquant.errors import ConfigError, ExportError
 from bcquant.io.writer import TensorSpec
 from bcquant.models.architecture import STAGES, canonical_tensors
 from bcquant.models.source import ModelSource
 from bcquant.pipeline.allocate_measure import Progress, measure_sets
+from bcquant.pipeline.calibration import tokens_for
 from bcquant.pipeline.knapsack import cheapest_choices
 from bcquant.pipeline.output import check_floats, choose_layout, module_shapes, quantized_modules
 from bcquant.quant.repack import requirements
 from bcquant.quant.stored_shapes import stored_shapes
-from bcquant.runtime.self_sample import sample_sequences
-from bcquant.runtime.tokenizer import open_tokenizer
 from bcquant.runtime.tokenizer_export import export_tokenizer
 from bcquant.spec.quant_format import BITS, QuantFormat
 from bcquant.spec.recipe import CalibOptions, Recipe
@@ -148,7 +147,7 @@ def allocate(
     weights = _Weights(source, recipe, formats, layout.keeps_names)
     sizes, limit = weights.sizes(target)
     costs = measure_sets(
-        source, _tokens(source, recipe.calib), formats, work / "allocation", recipe.calib.seed,
+        source, _few_tokens(source, recipe.calib), formats, work / "allocation", recipe.calib.seed,
         restart, progress,
     )  # fmt: skip
     table = [[cost.kl[fmt.bits] for fmt in formats] for cost in costs]
@@ -179,21 +178,9 @@ def _formats(
     return tuple(possible)
 
 
-def _tokens(source: ModelSource, calib: CalibOptions) -> CalibrationTokens:
-    tokenizer = open_tokenizer(source.path)
-
-    def sample(num: int, seq_len: int, seed: int) -> I64Array:
-        return sample_sequences(source, num, seq_len, seed, tokenizer.bos_id)
-
-    return calibration_tokens(
-        replace(
-            calib,
-            num_tokens=min(calib.num_tokens, NUM_TOKENS),
-            seq_len=min(calib.seq_len, SEQ_LEN),
-        ),
-        lambda text: tokenizer.encode(text, add_special=False, parse_special=False),
-        sample,
-    )
+def _few_tokens(source: ModelSource, calib: CalibOptions) -> CalibrationTokens:
+    few = min(calib.num_tokens, NUM_TOKENS)
+    return tokens_for(source, replace(calib, num_tokens=few, seq_len=min(calib.seq_len, SEQ_LEN)))
 
 
 class _Weights:

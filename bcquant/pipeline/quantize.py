@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 
 from bcquant import __version__
-from bcquant.calib.dataset import CalibrationTokens, I64Array, calibration_tokens
+from bcquant.calib.dataset import CalibrationTokens
 from bcquant.calib.layer_stream import QUANT, LayerStream
 from bcquant.calib.measure import Head, PairMeter
 from bcquant.calib.tunable import SealedModel
@@ -31,6 +31,7 @@ from bcquant.models.architecture import EMBEDDING, FINAL_NORM, HEAD
 from bcquant.models.precision import fast_float32
 from bcquant.models.rotated_source import rotate
 from bcquant.models.source import ModelSource, open_model
+from bcquant.pipeline.calibration import tokens_for
 from bcquant.pipeline.identity import identity
 from bcquant.pipeline.output import (
     Layout,
@@ -44,8 +45,6 @@ from bcquant.pipeline.resume import Arrays, Journal
 from bcquant.pipeline.sealed import FoldedModel
 from bcquant.pipeline.sealer import Progress, Sealer
 from bcquant.pipeline.tune import tune_scales
-from bcquant.runtime.self_sample import sample_sequences
-from bcquant.runtime.tokenizer import open_tokenizer
 from bcquant.runtime.tokenizer_export import export_tokenizer
 from bcquant.spec.manifest import MANIFEST_NAME, Figures, Manifest, ManifestRow
 from bcquant.spec.recipe import Recipe
@@ -88,7 +87,7 @@ def quantize_model(
     ):
         layout = choose_layout(source, recipe)
         check_floats(source, recipe, layout)
-        tokens = _tokens(source, recipe)
+        tokens = tokens_for(source, recipe.calib)
         fingerprint = _fingerprint(source, recipe, tokens)
         if os.path.lexists(out):
             return _finished_before(out, work, fingerprint)
@@ -206,19 +205,6 @@ def _tune(
     journal.seal_tuned(changed, facts)
     if tuned.whole_model:
         journal.measured(dict(tuned.whole_model[1]))
-
-
-def _tokens(source: ModelSource, recipe: Recipe) -> CalibrationTokens:
-    tokenizer = open_tokenizer(source.path)
-
-    def sample(num: int, seq_len: int, seed: int) -> I64Array:
-        return sample_sequences(source, num, seq_len, seed, tokenizer.bos_id)
-
-    return calibration_tokens(
-        recipe.calib,
-        lambda text: tokenizer.encode(text, add_special=False, parse_special=False),
-        sample,
-    )
 
 
 def _fingerprint(source: ModelSource, recipe: Recipe, tokens: CalibrationTokens) -> dict[str, Any]:

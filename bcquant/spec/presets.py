@@ -10,7 +10,8 @@ from bcquant.spec.recipe import Recipe
 from bcquant.spec.tune_options import TuneOptions
 
 TUNE_STEPS = 56  # four rounds over the default's 14 batches of train tokens
-TUNE_RATE = 8e-3  # over 2^bits: coarser grids leave larger errors for the scales to take up
+# Measured on SmolLM2: 2e-4 lowers the held-out KL at 4 bits and 5e-4 raises it; 2e-3 suits 2 bits.
+TUNE_RATE_4_BITS, TUNE_RATE_GROWTH = 2e-4, 10**0.5
 
 
 def _fast(recipe: Recipe) -> Recipe:
@@ -32,7 +33,7 @@ PRESETS: dict[str, Callable[[Recipe], Recipe]] = {
 
 def with_tuning(recipe: Recipe, steps: int) -> Recipe:
     """`recipe` with that many steps of tuning, at rates that suit its bits."""
-    rate = TUNE_RATE / 2**recipe.format.bits
+    rate = TUNE_RATE_4_BITS * TUNE_RATE_GROWTH ** (4 - recipe.format.bits)
     options = TuneOptions(steps, scale_rate=rate, float_rate=rate, seed=recipe.calib.seed)
     return replace(recipe, tune=options)
 

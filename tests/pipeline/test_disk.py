@@ -132,7 +132,7 @@ def test_read_only_disk_is_refused_before_any_work(
 ) -> None:
     disk, mount = small_disk
     mount("ro")
-    monkeypatch.setattr("bcquant.pipeline.quantize._tokens", fail_if_called)
+    monkeypatch.setattr("bcquant.pipeline.quantize.tokens_for", fail_if_called)
     assert main([*reference.argv, "-o", str(disk / "deep" / "out")]) == 2
     assert "read-only file system" in complaint(capsys)
 
@@ -147,7 +147,7 @@ def test_unwritable_folder_is_refused_before_any_work(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("bcquant.pipeline.quantize._tokens", fail_if_called)
+    monkeypatch.setattr("bcquant.pipeline.quantize.tokens_for", fail_if_called)
     if os.geteuid() == 0:  # permission bits do not bind root, but nobody writes into /proc
         folder = Path("/proc/bcquant")
     else:
@@ -167,7 +167,7 @@ def test_existing_output_is_refused_before_any_work_and_left_alone(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("bcquant.pipeline.quantize._tokens", fail_if_called)
+    monkeypatch.setattr("bcquant.pipeline.quantize.tokens_for", fail_if_called)
     out = tmp_path / "out"
     if kind == "folder":
         out.mkdir()
@@ -186,7 +186,7 @@ def test_output_below_a_file_is_refused_before_any_work(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("bcquant.pipeline.quantize._tokens", fail_if_called)
+    monkeypatch.setattr("bcquant.pipeline.quantize.tokens_for", fail_if_called)
     (tmp_path / "file").write_text("mine")
     assert main([*reference.argv, "-o", str(tmp_path / "file" / "out")]) == 2
     assert "is a file" in complaint(capsys)
