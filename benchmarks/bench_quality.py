@@ -37,8 +37,9 @@ from bcquant.spec.quant_format import QuantFormat
 from bcquant.spec.recipe import CalibOptions, Recipe, SolveOptions
 
 RESULTS = Path(__file__).parent / "results"
-PLAIN = SolveOptions(scale_search=False, act_order=False, refine_sweeps=0)
-ORDER = SolveOptions(scale_search=False, act_order=True, refine_sweeps=0)
+TEXTBOOK_DAMP = 0.01
+PLAIN = SolveOptions(False, act_order=False, damp_percent=TEXTBOOK_DAMP, refine_sweeps=0)
+ORDER = SolveOptions(False, act_order=True, damp_percent=TEXTBOOK_DAMP, refine_sweeps=0)
 FULL = SolveOptions(refine_sweeps=0)
 # The single strengths of retargeting are told apart at 4 bits symmetric only: fewer runs.
 SHARED_STEPS = ("rtn", "gptq", "+ order", "+ search", "+ guard", "+ D/E refined (default)")

@@ -31,10 +31,10 @@ class SolveOptions:
 
     scale_search: bool = True
     act_order: bool = True
-    damp_percent: float = 0.01
+    damp_percent: float = 0.1
     num_ratios: int = 12
     refine_sweeps: int = 4
-    refine_damp_percent: float = 0.05
+    refine_damp_percent: float = 0.3
 
     def __post_init__(self) -> None:
         if not 0.0 < self.damp_percent < 1.0:
@@ -102,7 +102,7 @@ class Recipe:
     solve: SolveOptions = field(default_factory=SolveOptions)
     calib: CalibOptions = field(default_factory=CalibOptions)
     retarget_strengths: tuple[float, ...] = (0.5, 1.0)
-    retarget_damp_percent: float = 0.05
+    retarget_damp_percent: float = 0.3
     smooth_strengths: tuple[float, ...] = (0.5, 0.65, 0.8)
     rotate: str = "none"
     tune: TuneOptions = field(default_factory=TuneOptions)

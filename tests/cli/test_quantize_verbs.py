@@ -31,7 +31,7 @@ def refused(
         def work(*_: object) -> None:
             raise AssertionError("work began")
 
-        monkeypatch.setattr("bcquant.pipeline.quantize.calibration_tokens", work)
+        monkeypatch.setattr("bcquant.pipeline.calibration.calibration_tokens", work)
         before = sorted(tmp_path.rglob("*"))
         assert main([str(a) for a in argv]) == 2
         out, err = capsys.readouterr()
