@@ -75,7 +75,8 @@ TORCH_BEARERS = (
 )
 # Nothing in the package imports these (from the third on they are modules of tests/).
 OUTSIDE = (
-    "tests", "benchmarks", "conftest", "ed25519_reference", "export_run", "factory", "mobile_api", "mobile_build",
+    "tests", "benchmarks", "conftest", "ed25519_reference", "export_run", "factory",
+    "mobile_api", "mobile_build",
     "mobile_parts", "mobile_tokenizer", "mobile_tokenizer_cases", "onnx_run", "planted_faults",
     "run_outputs", "tiny_awq", "tiny_checkpoint", "tiny_package", "tiny_quantized",
     "tiny_tokenizers",
