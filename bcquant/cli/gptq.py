@@ -67,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
         output=args.format,
         lm_head=args.lm_head,
         keep_arch=args.keep_arch,
+        rotate=args.rotate,
     )
     if target is None:
         return run_recipe(args, recipe, f"gptq-{bits}bit")
@@ -87,13 +88,15 @@ def _target(args: argparse.Namespace) -> Target | None:
 def _allocated(args: argparse.Namespace, recipe: Recipe, target: Target, suffix: str) -> Recipe:
     """The recipe with bits of their own for every fused set."""
     from bcquant.cli.progress import progress_bar
+    from bcquant.models.rotated_source import rotate
     from bcquant.models.source import open_model
     from bcquant.pipeline.allocate import allocate
 
     try:
         with (
             progress_bar("steps", quiet=args.json) as bar,
-            open_model(args.model) as source,
+            open_model(args.model) as opened,
+            rotate(opened, recipe.rotate, recipe.calib.seed) as source,
         ):
             found = allocate(source, recipe, target, output_folder(args, suffix), args.restart, bar)
     except KeyboardInterrupt as stop:

@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
         output="compressed-tensors",
         lm_head=args.lm_head,
         keep_arch=args.keep_arch,
+        rotate=args.rotate,
     )
     return run_recipe(args, recipe, f"int8-{args.scheme}")
 

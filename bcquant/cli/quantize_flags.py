@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,7 +69,7 @@ def calib_options(args: argparse.Namespace) -> CalibOptions:
 
 def with_effort(args: argparse.Namespace, recipe: Recipe) -> Recipe:
     """The recipe as --quality and --tune want it."""
-    recipe = replace(with_quality(recipe, args.quality), rotate=args.rotate)
+    recipe = with_quality(recipe, args.quality)
     if args.tune is None:
         return recipe
     return with_tuning(recipe, args.tune)

@@ -148,7 +148,7 @@ def allocate(
     sizes, limit = weights.sizes(target)
     costs = measure_sets(
         source, _few_tokens(source, recipe.calib), formats, work / "allocation", recipe.calib.seed,
-        restart, progress,
+        restart, progress, recipe.rotate,
     )  # fmt: skip
     table = [[cost.kl[fmt.bits] for fmt in formats] for cost in costs]
     chosen = [formats[i] for i in cheapest_choices(table, sizes, limit)]

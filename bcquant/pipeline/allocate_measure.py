@@ -42,6 +42,7 @@ def measure_sets(
     seed: int = 0,
     restart: bool = False,
     progress: Progress = lambda what, done, total: None,
+    rotation: str = "none",
 ) -> list[SetCost]:
     """Cost of every fused set in every format, in model order; what is recorded is read back.
 
@@ -53,6 +54,7 @@ def measure_sets(
         folder: record and activations live here; the caller removes it when the run has ended.
         seed: draws the labels of the Fisher form.
         progress: called after every layer, forward and backward.
+        rotation: that `source` is seen through; part of the record.
     Raises:
         ConfigError: the folder's record has other settings, or another process works there.
         CheckpointError, ExportError: the record or the disk.
@@ -62,7 +64,7 @@ def measure_sets(
         remove_partials(folder)
         if restart:
             (folder / RECORD).unlink(missing_ok=True)
-        record = _Record(folder, _settings(source, tokens, formats, seed))
+        record = _Record(folder, {**_settings(source, tokens, formats, seed), "rotation": rotation})
         if len(record.layers) < source.config.num_layers:
             with fast_float32():
                 _measure(source, tokens, formats, seed, record, progress)
@@ -104,8 +106,8 @@ class _Record:
         found = read_json_object(folder / RECORD)
         if found.get("settings") != settings:
             raise ConfigError(
-                f"{folder}: holds sensitivities measured with another model, calibration, format "
-                "or number of threads; give the same settings to go on, --restart to begin "
+                f"{folder}: holds sensitivities measured with another model, calibration, format, "
+                "rotation or number of threads; give the same settings to go on, --restart to begin "
                 "again, or -o for another output"
             )
         try:

@@ -60,7 +60,10 @@ class FoldedModel:
 
     def row(self, module: str) -> ManifestRow:
         """The manifest's row; its digest is that of the tensors in the output."""
-        q, row = self.tensor(module), self.journal.rows[module]
+        row = self.journal.rows[module]
+        if not self._folds() and module not in self.journal.tuned:
+            return row
+        q = self.tensor(module)
         arrays: Arrays = {"codes": q.codes_NK, "scales": q.scales_NG, "zeros": q.zeros_NG}
         return replace(row, digest=digest_arrays(arrays))
 
@@ -73,9 +76,13 @@ class FoldedModel:
             return None
         return np.asarray(self.source.weight(name) * factors, np.float32)
 
+    def _folds(self) -> bool:
+        """Whether inputs may be scaled at all; only then are the consumers' files looked into."""
+        return self.recipe.format.activation != "none"
+
     def _row_factors(self, name: str) -> F32Array | None:
         """2^-e of a producer's rows; None = 1."""
-        if not name.startswith("model.layers."):
+        if not (self._folds() and name.startswith("model.layers.")):
             return None
         prefix, short = name.split(".", 3)[:3], name.split(".", 3)[3]
         consumer = _CONSUMERS.get(short)

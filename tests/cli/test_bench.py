@@ -15,8 +15,8 @@ from tiny_package import tiny_package
 from tiny_quantized import quantize_folder
 
 from bcquant.cli import bench, main
-from bcquant.cli.bench import _decode_figures
-from bcquant.cli.bench._decode_figures import measure_decode, resident_bytes
+from bcquant.eval import decode_speed
+from bcquant.eval.decode_speed import measure_decode, resident_bytes
 from bcquant.kernels.runtime_native import RuntimeOptions, Session, open_package
 from bcquant.spec.quant_format import QuantFormat
 
@@ -54,7 +54,7 @@ def test_json_has_every_figure(folder: Path, capsys: pytest.CaptureFixture[str])
 def test_every_repeat_appends_the_prompt_and_then_token_by_token(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_decode_figures, "_CHUNK_TOKENS", 8)
+    monkeypatch.setattr(decode_speed, "_CHUNK_TOKENS", 8)
     append, given = Session.append, []
 
     def noting(session: Session, ids: list[int]) -> object:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,12 @@ def test_other_settings_need_restart(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--restart to begin again"):
         allocated(model, tmp_path / "o", Target(3.5), other)
     assert allocated(model, tmp_path / "o", Target(3.5), other, restart=True)
+
+
+def test_another_rotation_needs_restart(model: Path, tmp_path: Path) -> None:
+    allocated(model, tmp_path / "o", Target(3.5))
+    with pytest.raises(ConfigError, match="--restart to begin again"):
+        allocated(model, tmp_path / "o", Target(3.5), replace(RECIPE, rotate="heads"))
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"settings": 1}'])

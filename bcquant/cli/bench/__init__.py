@@ -52,5 +52,6 @@ VERB = Verb(
     examples="""
     bcquant bench decode model.bcq
     bcquant bench decode quantized --prompt-tokens 512 --tokens 128 --threads 4 --json
+    bcquant bench quality path/to/model --text en=book.txt --out sweep
     """,
 )

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bcquant import registry
 from bcquant.cli.progress import progress_bar
 from bcquant.errors import ExportError
-from bcquant.spec.export_plan import Exporter, ExportJob
+from bcquant.eval.sweep.exports import export_job
 
 
 @contextmanager
@@ -39,11 +37,8 @@ def package_of(model: str, quiet: bool) -> Iterator[Path]:
 def _export(model: str, path: Path, quiet: bool) -> None:
     from bcquant.models.source import open_model
 
-    exporter: Exporter = registry.load("bcquant.exporters", "mobile", "EXPORTER")
-    flags = argparse.ArgumentParser()
-    exporter.add_arguments(flags)
     with open_model(model) as source, progress_bar("tensors", quiet) as bar:
-        job: ExportJob = exporter.prepare(source, exporter.options(flags.parse_args([])))
+        job = export_job("mobile", source, [])
         refusals = job.plan().refusals
         if not refusals:
             plan = job.validate(lambda what, done, total: bar(f"checking {what}", done, total))

@@ -10,7 +10,7 @@ from bcquant.cli.verb import Verb
 from bcquant.errors import ConfigError
 
 if TYPE_CHECKING:
-    from bcquant.cli.bench._decode_figures import DecodeFigures, Spread
+    from bcquant.eval.decode_speed import DecodeFigures, Spread
     from bcquant.kernels.runtime_native import RuntimeOptions
 
 
@@ -49,9 +49,9 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ConfigError: a number is out of range, or the package has too few positions.
     """
-    from bcquant.cli.bench._decode_figures import measure_decode
     from bcquant.cli.bench._package_of import package_of
     from bcquant.cli.progress import progress_bar
+    from bcquant.eval.decode_speed import measure_decode
     from bcquant.kernels.runtime_native import RuntimeOptions
     from bcquant.runtime.engine_choice import check_threads, physical_cores
 

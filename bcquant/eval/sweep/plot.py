@@ -26,7 +26,7 @@ def require_matplotlib() -> None:
         importlib.import_module("matplotlib")
     except ModuleNotFoundError as error:
         raise ConfigError(
-            "the plot needs matplotlib, which is not installed; pip install 'bcquant[plot]', or "
+            "the plot needs matplotlib, which is not installed; pip install 'bcquant[bench]', or "
             "give --no-plot"
         ) from error
 

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bcquant.calib.dataset import calibration_tokens
 from bcquant.errors import BcquantError, ConfigError
 from bcquant.eval.perplexity import evaluation_text
 from bcquant.eval.sweep import judge, sizes
@@ -23,6 +22,7 @@ from bcquant.eval.sweep.process import MAIN, run_child, versions
 from bcquant.eval.sweep.rows import Row, RowStore
 from bcquant.io.digest import sha256_bytes, sha256_file
 from bcquant.models.source import ModelSource, open_model
+from bcquant.pipeline.calibration import tokens_for
 from bcquant.pipeline.identity import identity
 from bcquant.runtime.engine_choice import physical_cores
 from bcquant.runtime.tokenizer import open_tokenizer
@@ -114,10 +114,7 @@ class _Sweep:
             eval_text(name, evaluation_text(where), tokenizer, options.eval_tokens)
             for name, where in options.texts.items()
         ]
-        tokens = calibration_tokens(
-            options.calib,
-            lambda text: tokenizer.encode(text, add_special=False, parse_special=False),
-        )
+        tokens = tokens_for(source, options.calib)
         self._model_digest = digest_of(identity(source)["sha256"])
         inputs = self._work / f"inputs-{digest_of([self._model_digest, tokens.digest])[:16]}"
         inputs.mkdir(parents=True, exist_ok=True)

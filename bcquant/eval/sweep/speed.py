@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from pathlib import Path
-from statistics import median
-
-import numpy as np
 
 from bcquant.errors import ExportError
+from bcquant.eval.decode_speed import measure_decode
 from bcquant.eval.sweep.exports import export_job
 from bcquant.eval.sweep.point import Speed
 from bcquant.models.source import open_model
@@ -35,25 +32,13 @@ def checkpoint_speed(model: Path, threads: int) -> Speed:
 
 
 def package_speed(path: Path, threads: int) -> Speed:
-    """Time a package: a prompt of PROMPT tokens, then FOLLOWING one by one."""
+    """Time a package: a prompt of PROMPT tokens, then FOLLOWING one by one; fewer of both where it
+    has fewer positions."""
     from bcquant.kernels.runtime_native import RuntimeOptions, open_package
 
-    prefill, decode = [], []
-    with (
-        open_package(path, checks_digests=False) as package,
-        package.model(RuntimeOptions(threads)) as model,
-    ):
+    with open_package(path, checks_digests=False) as package:
         room = min(PROMPT + FOLLOWING, package.info.max_positions)
-        prompt = room * PROMPT // (PROMPT + FOLLOWING)
-        ids = np.random.default_rng(0).integers(0, package.info.vocab_size, room)
-        with model.session(room) as session:
-            for _ in range(1 + ROUNDS):
-                session.truncate(0)
-                start = time.perf_counter()
-                session.append(ids[:prompt])
-                middle = time.perf_counter()
-                for i in range(prompt, room):
-                    session.append(ids[i : i + 1])
-                prefill.append(prompt / (middle - start))
-                decode.append((room - prompt) / (time.perf_counter() - middle))
-    return Speed(median(prefill[1:]), median(decode[1:]))
+    prompt = room * PROMPT // (PROMPT + FOLLOWING)
+    options = RuntimeOptions(threads)
+    found = measure_decode(path, prompt, room - prompt, ROUNDS, options, lambda *_: None)
+    return Speed(found.prefill.median, found.decode.median)

@@ -62,5 +62,5 @@ def test_plot_writes_png_and_svg(tmp_path: Path, made_up: list[Row]) -> None:
 
 def test_plot_without_matplotlib_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ConfigError, match=r"pip install 'bcquant\[plot\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'bcquant\[bench\]'"):
         plot.require_matplotlib()

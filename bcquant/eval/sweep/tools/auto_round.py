@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bcquant.eval.sweep.point import Made, MakeJob, Settings, Tool, Wish, grid_label
+from bcquant.eval.sweep.tools._floats import make_floats
 
 LIGHT = {"iters": 50, "lr": 5e-3, "batch_size": 8}  # of `auto-round-light`
 
@@ -18,16 +19,7 @@ def _points(wish: Wish) -> list[tuple[str, Settings]]:
 
 
 def _make(job: MakeJob) -> Made:
-    out = job.folder / "model"
-    out.mkdir()
-    task = {
-        "model": str(job.inputs.float_folder()), "out": str(out), "settings": job.settings,
-        "calibration": str(job.inputs.calibration()),
-    }  # fmt: skip
-    found = job.run("auto_round", task)
-    job.inputs.complete(out)
-    stored = int(found["bits"] / 8) + job.inputs.rest_bytes()
-    return Made(out, found["bits"], stored, found["seconds"], found["peak_mb"])
+    return make_floats(job, "auto_round", calibrates=True)
 
 
 TOOL = Tool(

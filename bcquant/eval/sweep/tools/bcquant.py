@@ -13,7 +13,7 @@ from bcquant.io.digest import sha256_bytes, sha256_file
 from bcquant.io.json_file import read_json_object
 
 # A change of these may change what a recipe gives; the version of a working tree does not say so.
-_CODE = ("calib", "pipeline", "quant", "solvers", "spec", "kernels")
+_CODE = ("calib", "kernels", "models", "pipeline", "quant", "solvers", "spec")
 
 
 def _points(wish: Wish) -> list[tuple[str, Settings]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bcquant.eval.sweep.point import Made, MakeJob, Settings, Tool, Wish, grid_label
+from bcquant.eval.sweep.tools._floats import make_floats
 
 _WIDTHS = {"hqq": (2, 4, 8), "k_quant": (4, 8)}  # what its quantizers take
 
@@ -26,15 +27,7 @@ def _points(wish: Wish) -> list[tuple[str, Settings]]:
 
 
 def _make(job: MakeJob) -> Made:
-    out = job.folder / "model"
-    out.mkdir()
-    task = {
-        "model": str(job.inputs.float_folder()), "out": str(out), "settings": job.settings
-    }  # fmt: skip
-    found = job.run("onnxruntime", task)
-    job.inputs.complete(out)
-    stored = int(found["bits"] / 8) + job.inputs.rest_bytes()
-    return Made(out, found["bits"], stored, found["seconds"], found["peak_mb"])
+    return make_floats(job, "onnxruntime")
 
 
 TOOL = Tool(
