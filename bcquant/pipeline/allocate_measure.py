@@ -107,8 +107,8 @@ class _Record:
         if found.get("settings") != settings:
             raise ConfigError(
                 f"{folder}: holds sensitivities measured with another model, calibration, format, "
-                "rotation or number of threads; give the same settings to go on, --restart to begin "
-                "again, or -o for another output"
+                "rotation or number of threads; give the same settings to go on, --restart to "
+                "begin again, or -o for another output"
             )
         try:
             self.is_forward_done = bool(found["is_forward_done"])
